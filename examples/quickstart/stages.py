@@ -1,0 +1,192 @@
+"""A pipeline's stages as child processes: each one logged, timed, skipped when nothing it depends on has changed.
+
+A stage's *digest* covers its command, the contents of its input files, the package's source and the digests of the
+stages it needs. It is stamped when the stage has succeeded; a stage whose stamp and outputs are there is not run
+again, so a change redoes exactly what follows from it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG_LINES_SHOWN = 25
+SECONDS_TO_STOP = 40
+"""torchrun gives its workers 30 seconds to end before it kills them; it is killed itself only after that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One command of the pipeline."""
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    outputs: tuple[Path, ...]
+    """Files or folders that a complete stage has made; what a changed or failed one left is removed first."""
+    inputs: tuple[Path, ...] = ()
+    """Files from outside the pipeline."""
+    needs: tuple[str, ...] = ()
+    """Names of the stages whose outputs it reads."""
+    num_processes: int = 1
+    """Ranks that share the cores."""
+    shows: re.Pattern[str] | None = None
+    """Lines to pass on to the terminal; everything without it."""
+    is_shared: bool = False
+    """The outputs lie outside the work folder and the command itself knows whether they are whole: never removed."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished stage's stamp holds."""
+
+    digest: str
+    seconds: float
+    peak_memory_bytes: int
+    """Largest resident set of any of the stage's processes."""
+
+
+class StageError(RuntimeError):
+    """A stage's command failed; the message holds the end of its log."""
+
+
+def run_stage(stage: Stage, work: Path, records: Mapping[str, Record]) -> tuple[Record, bool]:
+    """Run ``stage`` unless it is done.
+
+    Args:
+        stage: what to run.
+        work: folder that gets ``stamps/`` and ``logs/``.
+        records: of the stages it needs.
+
+    Returns:
+        (its record, whether it was done before).
+
+    Raises:
+        StageError: the command failed, or did not make its outputs.
+    """
+    stamp, log = work / "stamps" / f"{stage.name}.json", work / "logs" / f"{stage.name}.log"
+    digest = stage_digest(stage, records)
+    if stamp.exists() and all(path.exists() for path in stage.outputs):
+        record = Record(**json.loads(stamp.read_text(encoding="utf-8")))
+        if record.digest == digest:
+            return record, True
+    stamp.unlink(missing_ok=True)
+    if not stage.is_shared:
+        _remove(stage.outputs)
+    for folder in (stamp.parent, log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    status, peak = _run(stage, log)
+    missing = [str(path) for path in stage.outputs if not path.exists()]
+    if status != 0 or missing:
+        what = f"ended with status {status}" if status else f"did not make {', '.join(missing)}"
+        raise StageError(f"{' '.join(stage.command)}\n{what}; the end of {log}:\n{_tail(log)}")
+    record = Record(digest, time.monotonic() - start, peak)
+    partial = stamp.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    partial.replace(stamp)
+    return record, False
+
+
+def stage_digest(stage: Stage, records: Mapping[str, Record]) -> str:
+    """Of everything that decides what the stage makes."""
+    files = [*sorted((ROOT / "megatron_longpo").rglob("*.py")), *stage.inputs]
+    parts = [
+        *stage.command,
+        *(hashlib.sha256(path.read_bytes()).hexdigest() for path in files),
+        *(records[name].digest for name in stage.needs),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _run(stage: Stage, log: Path) -> tuple[int, int]:
+    """Exit status and peak resident bytes; output goes to ``log`` and, as far as it is shown, to the terminal."""
+    process = subprocess.Popen(
+        stage.command,
+        cwd=ROOT,
+        env=_environment(stage.num_processes),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches this program alone, which then stops the stage in order
+    )
+    assert process.stdout is not None
+    try:
+        with log.open("wb") as copy:
+            unfinished = b""
+            while chunk := os.read(process.stdout.fileno(), 1 << 16):
+                copy.write(chunk)
+                copy.flush()
+                unfinished = _show(unfinished + chunk, stage.shows)
+        _, wait_status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        _stop(process)
+        raise
+    # Linux counts kilobytes, macOS bytes; wait4 includes the child's own children, of which it takes the largest. The
+    # count starts at this process's own size, which the child has until it execs: nothing large is imported here.
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    process.returncode = os.waitstatus_to_exitcode(wait_status)
+    return process.returncode, peak
+
+
+def _environment(num_processes: int) -> dict[str, str]:
+    """The child's: this checkout's code, no network for models, the cores shared between the ranks."""
+    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        # Megatron and torch warn at every import that Apex and Transformer Engine, which need a GPU, are missing.
+        "PYTHONWARNINGS": "ignore::UserWarning,ignore::FutureWarning,ignore::DeprecationWarning",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(num_threads),
+    }
+
+
+def _show(text: bytes, pattern: re.Pattern[str] | None) -> bytes:
+    """Print what is to be shown; returns the unfinished last line, to be given again with what follows."""
+    if pattern is None:
+        # As bytes and at once: a progress bar's carriage returns redraw it here as they do in the child.
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+        return b""
+    *lines, unfinished = text.split(b"\n")
+    for line in lines:
+        if pattern.search(line.decode(errors="replace")):
+            print(line.decode(errors="replace"), flush=True)
+    return unfinished
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the stage: politely, so that torchrun ends its workers, which run in sessions of their own; then surely."""
+    for action, seconds in ((signal.SIGTERM, SECONDS_TO_STOP), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, action)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=seconds)
+            return
+
+
+def _remove(paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _tail(log: Path) -> str:
+    """The log's last lines; under torchrun those before it tells at length that a worker failed."""
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    lines = re.split(r"[\r\n]+", re.split(r"\n.* failed \(exitcode: ", text)[0])
+    return "\n".join(f"    {line}" for line in lines[-LOG_LINES_SHOWN:])

@@ -1,0 +1,30 @@
+"""``megatron-longpo export-hf``: Megatron distributed checkpoint -> Hugging Face folder."""
+
+import argparse
+import time
+from pathlib import Path
+
+from megatron_longpo.commands.import_hf import DTYPE_CHOICES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="folder that import-hf or training's --save wrote"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder to write; must not exist or be empty"
+    )
+    parser.add_argument("--iteration", type=int, metavar="N", help="which iteration to take (default: the latest)")
+    parser.add_argument(
+        "--dtype", choices=DTYPE_CHOICES, default="as-is", help="dtype to write the weights in (default: as they are)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export and say what came out."""
+    from megatron_longpo.hf.export_hf import export_hf  # torch is slow to import; --help need not wait for it
+
+    started = time.monotonic()
+    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype)
+    print(f"exported {num_bytes / 1e9:.2f} GB of weights -> {args.output} in {time.monotonic() - started:.1f} s")

@@ -1,0 +1,36 @@
+"""``megatron-longpo import-hf``: Hugging Face folder -> Megatron distributed checkpoint."""
+
+import argparse
+import time
+from pathlib import Path
+
+DTYPE_CHOICES = ("as-is", "fp32", "bf16", "fp16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument(
+        "--hf", type=Path, required=True, metavar="DIR", help="folder with config.json, safetensors and tokenizer"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="checkpoint folder to write; must not exist or be empty",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPE_CHOICES, default="as-is", help="dtype to store the weights in (default: as they are)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Import and say what came out."""
+    from megatron_longpo.hf.import_hf import import_hf  # torch is slow to import; --help need not wait for it
+
+    started = time.monotonic()
+    identity = import_hf(args.hf, args.output, args.dtype)
+    print(
+        f"imported {identity.num_parameters:,} parameters, {identity.dtype}, weights {identity.weights_sha256[:12]}, "
+        f"tokenizer {identity.tokenizer_fingerprint[:12]} -> {args.output} in {time.monotonic() - started:.1f} s"
+    )

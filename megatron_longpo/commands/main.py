@@ -1,0 +1,58 @@
+"""``megatron-longpo VERB ...``: one parser a verb, imported only when its verb is asked for."""
+
+import argparse
+import importlib
+import sys
+
+from megatron_longpo import __version__
+from megatron_longpo.errors import UserError
+
+VERBS = {
+    "build": "JSONL preference pairs -> indexed binary dataset",
+    "inspect": "show a stored pair as text, ids, spans and reference log-probs",
+    "import-hf": "Hugging Face folder -> Megatron distributed checkpoint",
+    "export-hf": "Megatron distributed checkpoint -> Hugging Face folder",
+    "score-reference": "reference log-probs of a dataset, stored beside it",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status (0 done, 2 something the user can fix, 130 interrupted)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] not in VERBS:
+        return _outer_parser(argv)
+    return run_verb(argv[0], argv[1:])
+
+
+def run_verb(verb: str, argv: list[str]) -> int:
+    """Parse ``argv`` for ``verb`` and run it; ``tools/<verb>.py`` calls this too."""
+    module = importlib.import_module(f"megatron_longpo.commands.{verb.replace('-', '_')}")
+    parser = argparse.ArgumentParser(prog=f"megatron-longpo {verb}", description=VERBS[verb])
+    module.add_arguments(parser)
+    try:
+        return module.run(parser.parse_args(argv)) or 0
+    except (UserError, OSError) as error:
+        print(f"megatron-longpo {verb}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"megatron-longpo {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _outer_parser(argv: list[str]) -> int:
+    lines = "\n".join(f"  {verb:<16} {help_line}" for verb, help_line in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="megatron-longpo",
+        description="LongPO on Megatron-Core.",
+        epilog=f"verbs:\n{lines}\n\nmegatron-longpo VERB --help shows a verb's options; training is\n"
+        "torchrun ... -m megatron_longpo.train --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"megatron-longpo {__version__}")
+    parser.add_argument("verb", choices=VERBS, metavar="VERB")
+    parser.parse_args(argv[:1] or ["--help"])
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Lines to rendered pairs, in order, in this process or on several: what comes out does not depend on how many.
+
+At most two lines a worker wait at any time, so memory stays bounded whatever the size of the files. Workers ignore
+Ctrl-C (the parent stops them) and end with their parent, however that ends.
+"""
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_longpo.data.pair import parse_pair
+from megatron_longpo.data.render import Overlong, RenderedPair, load_tokenizer, render_pair
+from megatron_longpo.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderSettings:
+    """What every pair is rendered with; see `render.render_pair`."""
+
+    tokenizer: Path
+    max_length: int
+    overlong: Overlong
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RenderedLine:
+    """What became of one line."""
+
+    where: str
+    """``FILE:LINE``"""
+    num_bytes: int
+    id: str
+    meta: Mapping[str, Any]
+    rendered: RenderedPair | None
+    """None if the pair is too long and such pairs are skipped."""
+
+
+def render_lines(
+    lines: Iterable[tuple[str, bytes]], settings: RenderSettings, num_workers: int
+) -> Generator[RenderedLine]:
+    """Parse, validate and render ``(FILE:LINE, line)`` one by one; close the generator to stop the workers.
+
+    Raises:
+        UserError: of the first bad line in the order of the input, with its FILE:LINE; or a worker was killed.
+    """
+    if num_workers == 1:
+        return (_render_line(settings, where, line) for where, line in lines)
+    return _render_on_workers(lines, settings, num_workers)
+
+
+def _render_on_workers(
+    lines: Iterable[tuple[str, bytes]], settings: RenderSettings, num_workers: int
+) -> Generator[RenderedLine]:
+    # Forked from a process without threads that has the slow imports behind it: safer than fork, faster than spawn.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.auto.tokenization_auto"])
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    waiting: deque[Future[RenderedLine]] = deque()
+    try:
+        for where, line in lines:
+            waiting.append(pool.submit(_render_line, settings, where, line))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was killed, most likely for lack of memory; give fewer --workers") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed cannot stop its workers, and their queue never reports its end: they hold both sides.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+_tokenizer = functools.cache(load_tokenizer)
+
+
+def _render_line(settings: RenderSettings, where: str, line: bytes) -> RenderedLine:
+    pair = parse_pair(line, where)
+    try:
+        rendered = render_pair(pair, _tokenizer(settings.tokenizer), settings.max_length, settings.overlong)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return RenderedLine(where, len(line), pair.id, pair.meta, rendered)

@@ -1,0 +1,9 @@
+"""The one exception the package raises for something its user can fix."""
+
+
+class UserError(ValueError):
+    """Bad input, option or file: the message says what was seen, what is needed and what to change.
+
+    The commands print it as one line and exit with status 2; any other exception is our own defect and keeps
+    its traceback. For data the message starts with ``file:line:``.
+    """

@@ -1,0 +1,223 @@
+"""A Hugging Face ``config.json`` read as Megatron options; whatever Megatron would compute differently is refused.
+
+Read from the raw JSON, not through transformers: every training rank does this at start-up, and it must not depend on
+which transformers version happens to be installed. Fields that a file may omit get the default of the model's own
+configuration class (transformers 5, ``configuration_{llama,mistral,qwen2}.py``); a test compares with those classes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Never, cast
+
+from megatron_longpo.errors import UserError
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
+
+_DEFAULT_NUM_KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32}  # Llama's default is num_attention_heads
+_DEFAULT_WINDOW = 4096  # of Mistral and Qwen2
+_DEFAULT_QWEN2_MAX_WINDOW_LAYERS = 28
+_DEFAULT_ROPE_THETA = 10000.0
+_EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """The sizes that fix the shape of every weight of a dense decoder."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    """Rows of gate_proj, and of up_proj."""
+    num_heads: int
+    """Query heads."""
+    num_query_groups: int
+    """Key/value heads; each serves num_heads / num_query_groups query heads."""
+    head_dim: int
+    """Need not be hidden_size / num_heads."""
+    vocab_size: int
+    """Rows of the embedding, without Megatron's padding."""
+    qkv_bias: bool
+    tied_embeddings: bool
+    """The output layer is the embedding."""
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        UserError: there is no such file, it is not UTF-8 JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give a folder that holds it") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not valid JSON ({error}); restore the file from its source") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__}, needs an object")
+    return cast(dict[str, Any], value)
+
+
+def architecture(hf_config: Mapping[str, Any]) -> Architecture:
+    """The weight shapes of the model that ``hf_config`` describes.
+
+    Raises:
+        UserError: the model is not one of SUPPORTED_MODEL_TYPES, uses something unsupported, or a field is wrong.
+    """
+    _refuse_unsupported(hf_config)
+    model_type = hf_config["model_type"]
+    num_heads = _positive_int(hf_config, "num_attention_heads")
+    num_query_groups = num_heads
+    if hf_config.get("num_key_value_heads") is not None:
+        num_query_groups = _positive_int(hf_config, "num_key_value_heads")
+    elif "num_key_value_heads" not in hf_config:
+        num_query_groups = _DEFAULT_NUM_KEY_VALUE_HEADS.get(model_type, num_heads)
+    if num_heads % num_query_groups:
+        _refuse("num_key_value_heads", num_query_groups, f"it must divide num_attention_heads = {num_heads}")
+    hidden_size = _positive_int(hf_config, "hidden_size")
+    if hf_config.get("head_dim") is not None:
+        head_dim = _positive_int(hf_config, "head_dim")
+    elif hidden_size % num_heads:
+        _refuse("hidden_size", hidden_size, f"without head_dim it must be a multiple of {num_heads} attention heads")
+    else:
+        head_dim = hidden_size // num_heads
+    if head_dim % 2:
+        _refuse("head_dim", head_dim, "rotary embeddings turn pairs of dimensions, so it must be even")
+    return Architecture(
+        num_layers=_positive_int(hf_config, "num_hidden_layers"),
+        hidden_size=hidden_size,
+        ffn_hidden_size=_positive_int(hf_config, "intermediate_size"),
+        num_heads=num_heads,
+        num_query_groups=num_query_groups,
+        head_dim=head_dim,
+        vocab_size=_positive_int(hf_config, "vocab_size"),
+        qkv_bias=model_type == "qwen2",
+        tied_embeddings=_flag(hf_config, "tie_word_embeddings"),
+    )
+
+
+def megatron_options(hf_config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The Megatron arguments that the model fixes, by their ``dest`` in megatron/training/arguments.py (0.19).
+
+    Dropout is 0 whatever ``attention_dropout`` says: that field is a habit of the original training, not part of the
+    function the model computes, and policy and reference must agree exactly on equal inputs.
+
+    Raises:
+        UserError: as `architecture`, and for RoPE scaling.
+    """
+    shape = architecture(hf_config)
+    return {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "num_attention_heads": shape.num_heads,
+        "group_query_attention": shape.num_query_groups != shape.num_heads,
+        "num_query_groups": shape.num_query_groups,
+        "kv_channels": shape.head_dim,
+        "vocab_size": shape.vocab_size,
+        "untie_embeddings_and_output_weights": not shape.tied_embeddings,
+        "max_position_embeddings": _positive_int(hf_config, "max_position_embeddings"),
+        "position_embedding_type": "rope",
+        "rotary_base": rotary_base(hf_config),
+        "rotary_percent": 1.0,
+        "rotary_interleaved": False,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": _positive_float(hf_config, "rms_norm_eps", 1e-6),
+        "swiglu": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": shape.qkv_bias,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "init_method_std": _positive_float(hf_config, "initializer_range", 0.02),
+    }
+
+
+def rotary_base(hf_config: Mapping[str, Any]) -> int | float:
+    """The base of the rotary frequencies ("rope theta"), an int where it is a whole number, as Megatron's option.
+
+    Reads ``rope_parameters`` of transformers 5 and the older ``rope_theta`` with ``rope_scaling``, in the order of
+    precedence of transformers (``modeling_rope_utils.py::convert_rope_params_to_dict``).
+
+    Raises:
+        UserError: RoPE is scaled or partial.
+    """
+    parameters: Any = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
+    field = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
+    if not isinstance(parameters, dict):
+        _refuse(field, parameters, "it must be an object")
+    parameters = cast(dict[str, Any], parameters)
+    rope_type = parameters.get("rope_type", parameters.get("type", "default"))
+    if rope_type != "default" or any(isinstance(value, dict) for value in parameters.values()):
+        _refuse(field, parameters, "only rope_type 'default' is supported, with one setting for all layers")
+    for source in (parameters, hf_config):
+        if source.get("partial_rotary_factor") not in (None, 1, 1.0):
+            _refuse("partial_rotary_factor", source["partial_rotary_factor"], "only 1.0 is supported")
+    source = parameters if "rope_theta" in parameters else hf_config
+    theta = _positive_float(source, "rope_theta", _DEFAULT_ROPE_THETA)
+    return int(theta) if theta.is_integer() else theta
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    model_type = config.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        _refuse("model_type", model_type, f"supported are {', '.join(SUPPORTED_MODEL_TYPES)}")
+    if config.get("quantization_config") is not None:
+        _refuse("quantization_config", config["quantization_config"], "dequantize the weights to bf16 or fp32 first")
+    for field in _EXPERT_FIELDS:
+        if config.get(field):
+            _refuse(field, config[field], "mixtures of experts are not supported, only dense models")
+    if config.get("hidden_act", "silu") != "silu":
+        _refuse("hidden_act", config["hidden_act"], "only 'silu' is supported")
+    if model_type == "llama":
+        for field in ("attention_bias", "mlp_bias"):
+            if config.get(field):
+                _refuse(field, config[field], "Llama with biases is not supported, only false")
+    _refuse_sliding_window(config, model_type)
+
+
+def _refuse_sliding_window(config: Mapping[str, Any], model_type: str) -> None:
+    """A window hides the trunk from the branches, so a long context would not be seen at all."""
+    advice = 'only full attention is supported; set "sliding_window": null if the model was trained without a window'
+    if model_type == "mistral":
+        window = config.get("sliding_window", _DEFAULT_WINDOW)
+        if window is not None:
+            absent = "" if "sliding_window" in config else " (the default where the field is absent)"
+            _refuse("sliding_window", window, f"{advice}{absent}")
+    if model_type == "qwen2":
+        layer_types: Any = config.get("layer_types") or []
+        if any(kind != "full_attention" for kind in layer_types):
+            _refuse("layer_types", sorted(set(map(str, layer_types))), "only 'full_attention' is supported")
+        full_layers = config.get("max_window_layers", _DEFAULT_QWEN2_MAX_WINDOW_LAYERS)
+        if not isinstance(full_layers, int):
+            _refuse("max_window_layers", full_layers, "it must be a whole number")
+        windowed = config.get("use_sliding_window") and config.get("sliding_window", _DEFAULT_WINDOW) is not None
+        if windowed and not layer_types and _positive_int(config, "num_hidden_layers") > full_layers:
+            _refuse("use_sliding_window", True, "only full attention is supported; set it to false")
+
+
+def _positive_int(config: Mapping[str, Any], field: str) -> int:
+    value = config.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        _refuse(field, value, "it must be a whole number above 0")
+    return value
+
+
+def _positive_float(config: Mapping[str, Any], field: str, default: float) -> float:
+    value = config.get(field, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        _refuse(field, value, "it must be a number above 0")
+    return float(value)
+
+
+def _flag(config: Mapping[str, Any], field: str) -> bool:
+    value = config.get(field, False)
+    if not isinstance(value, bool):
+        _refuse(field, value, "it must be true or false")
+    return value
+
+
+def _refuse(field: str, value: object, needed: str) -> Never:
+    raise UserError(f"config.json: {field} is {json.dumps(value, default=str)}; {needed}")

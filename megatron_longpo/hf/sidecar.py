@@ -1,0 +1,139 @@
+"""What travels beside the weights: ``DIR/hf`` (configuration, tokenizer, licence) and ``DIR/longpo.json`` (identity).
+
+``import-hf`` writes both, training copies them into its own ``--save`` folder with the RoPE it trains, ``export-hf``
+hands ``DIR/hf`` back. So a checkpoint folder is self-contained: nothing refers to the folder it came from.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.files import atomic_file
+from megatron_longpo.hf.config import read_json_object
+
+FORMAT_VERSION = 1
+IDENTITY_FILE = "longpo.json"
+HF_FOLDER = "hf"
+
+_CONFIG = "config.json"
+# Everything else in a Hugging Face folder is small and belongs to the model: tokenizer, templates, licence, README.
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+_SUBFOLDERS = ("additional_chat_templates",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What a checkpoint folder was imported from."""
+
+    format_version: int
+    weights_sha256: str
+    """`fingerprint.Fingerprint` of the imported weights, by their Hugging Face names, as stored."""
+    tokenizer_fingerprint: str
+    """`data.render.tokenizer_fingerprint` of the tokenizer in ``hf/``."""
+    num_parameters: int
+    """Without padding; tied embeddings count once."""
+    dtype: str
+    """``fp32``, ``bf16``, ``fp16`` or ``mixed``."""
+    rotary_base: float
+    """Of the imported model; training may use another, the reference never does."""
+
+
+def write_identity(directory: Path, identity: Identity) -> None:
+    """Write ``DIRECTORY/longpo.json``, whole or not at all."""
+    with atomic_file(directory / IDENTITY_FILE) as partial:
+        partial.write_text(json.dumps(asdict(identity), indent=2) + "\n", encoding="utf-8")
+
+
+def read_identity(directory: Path) -> Identity:
+    """The identity in ``DIRECTORY/longpo.json``.
+
+    Raises:
+        UserError: the folder was not written by ``import-hf``, or by another format version.
+    """
+    path = directory / IDENTITY_FILE
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make the folder with megatron-longpo import-hf")
+    stored = read_json_object(path)
+    if stored.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version is {stored.get('format_version')!r}, needs {FORMAT_VERSION}; import it again"
+        )
+    for field in fields(Identity):
+        if type(stored.get(field.name)) is not field.type:
+            raise UserError(f"{path}: {field.name} is {stored.get(field.name)!r}; restore the file or import again")
+    return Identity(**{field.name: stored[field.name] for field in fields(Identity)})
+
+
+def read_hf_config(directory: Path) -> dict[str, Any]:
+    """``DIRECTORY/hf/config.json``.
+
+    Raises:
+        UserError: the folder holds none, or it is not a JSON object.
+    """
+    path = directory / HF_FOLDER / _CONFIG
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make the folder with megatron-longpo import-hf")
+    return read_json_object(path)
+
+
+def copy_hf_files(source: Path, target: Path) -> None:
+    """Copy everything but weights from one Hugging Face folder into another; each file whole or not at all.
+
+    Hidden files and unknown subfolders (``original/`` weights, caches) are left behind.
+    """
+    for folder in (source, *(source / name for name in _SUBFOLDERS)):
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHT_SUFFIXES):
+                with atomic_file(target / path.relative_to(source)) as partial:
+                    shutil.copyfile(path, partial)
+
+
+def copy_sidecar(
+    source_dir: Path, target_dir: Path, rotary_base: float | None, max_position_embeddings: int | None
+) -> None:
+    """Copy ``hf/`` and ``longpo.json`` from one checkpoint folder into another, with the RoPE that is trained.
+
+    The identity comes last, so a folder that has one is complete; copying again changes nothing. Source and target may
+    be the same folder.
+
+    Args:
+        rotary_base: what the exported ``config.json`` shall say, None to keep the source's.
+        max_position_embeddings: likewise, in tokens.
+
+    Raises:
+        UserError: the source is no imported folder, or the target belongs to another model.
+    """
+    identity = read_identity(source_dir)
+    config = read_hf_config(source_dir)
+    if (target_dir / IDENTITY_FILE).exists() and read_identity(target_dir) != identity:
+        raise UserError(
+            f"{target_dir} belongs to a model imported from other weights than {source_dir}; save in another folder"
+        )
+    if rotary_base is not None:
+        _set_rotary_base(config, rotary_base)
+    if max_position_embeddings is not None:
+        config["max_position_embeddings"] = max_position_embeddings
+    if source_dir.resolve() != target_dir.resolve():
+        copy_hf_files(source_dir / HF_FOLDER, target_dir / HF_FOLDER)
+    write_hf_config(target_dir / HF_FOLDER, config)
+    write_identity(target_dir, identity)
+
+
+def write_hf_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write ``FOLDER/config.json``, whole or not at all."""
+    with atomic_file(folder / _CONFIG) as partial:
+        partial.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _set_rotary_base(config: dict[str, Any], rotary_base: float) -> None:
+    """Set the base in whichever place transformers reads first; see `config.rotary_base`."""
+    parameters = config.get("rope_scaling") or config.get("rope_parameters")
+    if isinstance(parameters, dict):
+        parameters["rope_theta"] = float(rotary_base)
+    if not isinstance(parameters, dict) or "rope_theta" in config:
+        config["rope_theta"] = float(rotary_base)

@@ -1,0 +1,113 @@
+"""One JSON line a step: the numbers that Megatron reports, in full precision.
+
+Megatron hands every number of a step to its TensorBoard writer (megatron/training/training.py, ``training_log`` and
+``evaluate_and_print_results``). MetricsWriter stands there, passes everything on to the real writer if there is one,
+and writes a line when a step or an evaluation is complete. It also prints one, because Megatron's own log line leaves
+out every negative number.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+NAMES = (
+    "loss",
+    "nll",
+    "preference_loss",
+    "margin",
+    "accuracy",
+    "policy_chosen_logp",
+    "policy_rejected_logp",
+    "reference_chosen_logp",
+    "reference_rejected_logp",
+)
+"""Means over the pairs of the global batch; log-probs and margin in nats, nll in nats per token."""
+
+TOKEN_KINDS = ("trunk", "branches", "padding")
+"""Of these the mean per pair is reported by the loss function, and the total is written."""
+
+VALIDATION = " validation"
+
+
+class MetricsWriter:
+    """Stands in for a SummaryWriter on the last rank."""
+
+    def __init__(
+        self, path: Path | None, tensorboard: Any | None, clock: Callable[[], float], resume_step: int
+    ) -> None:
+        """Args:
+        path: file to append to; None to print only.
+        tensorboard: the SummaryWriter to pass on to, if any.
+        clock: seconds spent in training steps so far, without evaluation and saving.
+        resume_step: the step that training goes on from; later lines of ``path`` are from a run that died, and go.
+        """
+        self._tensorboard, self._clock = tensorboard, clock
+        self._file = _open_at(path, resume_step) if path else None
+        self._values: dict[str, float] = {}
+        self._seconds = clock()
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything that is not a scalar goes to TensorBoard, or nowhere."""
+        return getattr(self._tensorboard, name) if self._tensorboard else lambda *_, **__: None
+
+    def add_scalar(self, tag: str, value: Any, step: int, *rest: Any, **kwargs: Any) -> None:
+        """Pass one number on and remember it; the last of a step completes its line."""
+        if self._tensorboard:
+            self._tensorboard.add_scalar(tag, value, step, *rest, **kwargs)
+        self._values[tag] = float(value)
+        if tag == "grad-norm":
+            self._write(self._training_line(step))
+        elif tag == _name_of_tokens(TOKEN_KINDS[-1]) + VALIDATION:
+            self._write(self._validation_line(step))
+
+    def _training_line(self, step: int) -> dict[str, Any]:
+        now = self._clock()
+        seconds, self._seconds = now - self._seconds, now
+        num_pairs = round(self._values["batch-size"])
+        return {
+            "step": step,
+            "split": "train",
+            **{name: self._values[name] for name in NAMES},
+            "grad_norm": self._values["grad-norm"],
+            "learning_rate": self._values["learning-rate"],
+            "num_pairs": num_pairs,
+            "num_tokens": {kind: round(self._values[_name_of_tokens(kind)] * num_pairs) for kind in TOKEN_KINDS},
+            "seconds": seconds,
+        }
+
+    def _validation_line(self, step: int) -> dict[str, Any]:
+        return {"step": step, "split": "valid", **{name: self._values[name + VALIDATION] for name in NAMES}}
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        shown = " | ".join(f"{name} {line[name]:.6g}" for name in NAMES)
+        print(f" {line['split']} step {line['step']} | {shown}", flush=True)
+        self._values.clear()
+
+
+def token_reports(counts: dict[str, float]) -> dict[str, float]:
+    """The loss function's names for token counts by kind."""
+    return {_name_of_tokens(kind): counts[kind] for kind in TOKEN_KINDS}
+
+
+def _name_of_tokens(kind: str) -> str:
+    return f"{kind}_tokens_per_pair"
+
+
+def _open_at(path: Path, step: int) -> TextIO:
+    """Open for appending after dropping the lines of steps beyond ``step``, and a line cut short by a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)
+    return path.open("a")

@@ -1,0 +1,143 @@
+"""GPTModel with the pair in it: stock Megatron, but for core attention, rotary angles and, with the local
+implementation, a norm that knows sequence parallelism."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import nn
+
+from megatron_longpo import platform
+from megatron_longpo.model.attention import PairAttention
+from megatron_longpo.model.rope import PairRotaryEmbedding
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """What GPTModel needs beside its TransformerConfig."""
+
+    vocab_size: int
+    """Tokens of the real vocabulary."""
+    padded_vocab_size: int
+    """Rows of the embedding, padded so that tensor-parallel ranks hold equal parts."""
+    max_position_embeddings: int
+    """Longest sequence the model is made for, in tokens."""
+    rotary_base: float
+    """Base of the rotary frequencies ("rope theta")."""
+    tied_embeddings: bool
+    """The output layer is the embedding."""
+
+    @classmethod
+    def of(cls, options: dict[str, Any], multiple: int) -> "ModelShape":
+        """From hf.config.megatron_options, with the vocabulary padded to a multiple of ``multiple``."""
+        vocab_size = int(options["vocab_size"])
+        return cls(
+            vocab_size=vocab_size,
+            padded_vocab_size=vocab_size + -vocab_size % multiple,
+            max_position_embeddings=int(options["max_position_embeddings"]),
+            rotary_base=float(options["rotary_base"]),
+            tied_embeddings=not options["untie_embeddings_and_output_weights"],
+        )
+
+
+def transformer_config(
+    options: dict[str, Any], *, tensor: int, pipeline: int, sequence: bool, dtype: torch.dtype
+) -> TransformerConfig:
+    """Megatron's model config without its argument parser, from hf.config.megatron_options and the sizes of the axes.
+
+    Training takes ``core_transformer_config_from_args`` instead, which reads the same options from the command line.
+    """
+    return TransformerConfig(
+        num_layers=options["num_layers"],
+        hidden_size=options["hidden_size"],
+        ffn_hidden_size=options["ffn_hidden_size"],
+        num_attention_heads=options["num_attention_heads"],
+        num_query_groups=options["num_query_groups"],
+        kv_channels=options["kv_channels"],
+        normalization=options["normalization"],
+        layernorm_epsilon=options["layernorm_epsilon"],
+        add_bias_linear=options["add_bias_linear"],
+        add_qkv_bias=options["add_qkv_bias"],
+        gated_linear_unit=options["swiglu"],
+        activation_func=torch.nn.functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        sequence_parallel=sequence and tensor > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        use_cpu_initialization=platform.is_cpu(),
+        bias_activation_fusion=False,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+    )
+
+
+class SequenceParallelRMSNorm(nn.RMSNorm):
+    """torch's RMSNorm whose weight is marked for the sequence-parallel gradient reduction.
+
+    Each tensor-parallel rank norms its own part of the sequence, so the weight's gradient must be summed over the
+    ranks; Megatron does that for parameters that carry the mark (megatron/core/distributed/finalize_model_grads.py,
+    ``_allreduce_non_tensor_model_parallel_grads``). Its own WrappedTorchNorm refuses sequence parallelism instead.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def build_model(
+    config: TransformerConfig,
+    shape: ModelShape,
+    *,
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
+    pg_collection: ProcessGroupCollection | None = None,
+) -> GPTModel:
+    """The part of the model that this pipeline stage holds.
+
+    Sets ``config.variable_seq_lengths``: pairs differ in length, so pipeline stages exchange shapes first
+    (megatron/core/pipeline_parallel/p2p_communication.py; ``validate_args`` resets the option of that name).
+    """
+    config.variable_seq_lengths = True
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=_block_spec(config, vp_stage),  # type: ignore[arg-type]  # GPTModel takes either spec
+        vocab_size=shape.padded_vocab_size,
+        max_sequence_length=shape.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=shape.rotary_base,  # type: ignore[arg-type]  # used as a number, typed int
+        pg_collection=pg_collection,
+        vp_stage=vp_stage,
+    )
+    model.rotary_pos_emb = PairRotaryEmbedding(
+        kv_channels=config.kv_channels,  # type: ignore[arg-type]  # set by TransformerConfig.__post_init__
+        rotary_percent=1.0,
+        rotary_base=shape.rotary_base,  # type: ignore[arg-type]
+        use_cpu_initialization=platform.is_cpu(),
+    )
+    return model
+
+
+def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    layer: ModuleSpec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
+    submodules = layer.submodules
+    submodules.input_layernorm = SequenceParallelRMSNorm  # type: ignore[union-attr]
+    submodules.pre_mlp_layernorm = SequenceParallelRMSNorm  # type: ignore[union-attr]
+    submodules.self_attention.submodules.core_attention = PairAttention  # type: ignore[union-attr]
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=SequenceParallelRMSNorm)

@@ -1,0 +1,49 @@
+"""Every factor between a pair's loss and the gradient that the optimizer sees, in one place.
+
+Wanted: the gradient of the mean over the pairs of the global batch,
+
+    L = (1 / n) * sum_p loss_p,        n = all pairs of all micro-batches of all data-parallel ranks.
+
+Megatron-Core 0.19 with ``calculate_per_token_loss`` does, in this order:
+
+1. ``schedules.py::forward_step_calc_loss`` takes (loss, num_tokens, report) from the loss function and, with
+   ``calculate_per_token_loss``, neither divides by num_tokens nor by the number of micro-batches. Without it, it would
+   average over micro-batches, wrong as soon as two of them hold different numbers of pairs.
+2. autograd adds the micro-batches' gradients up in ``main_grad``.
+3. ``distributed_data_parallel.py`` sets ``gradient_scaling_factor = 1.0``: gradients are *summed* over dp x cp.
+4. ``finalize_model_grads.py`` all-reduces the schedules' total of num_tokens over dp x cp and multiplies every
+   gradient by its inverse.
+
+So with loss = sum of this micro-batch's loss_p, and num_tokens = this micro-batch's *pairs*, the gradient is exactly
+that of L, for any split of the pairs over micro-batches and ranks. "Token" is only Megatron's name for the unit of the
+mean. There is no factor left to multiply: tensor-, sequence- and pipeline-parallel ranks hold parts of one function,
+and their mappings already add the parts up. Under loss scaling (fp16) ``schedules.py::backward_step`` multiplies the
+loss and the optimizer divides it out again.
+
+Reports follow the same contract (``training.py::train_step`` and ``evaluate``): [sum, count], added up over
+micro-batches and all-reduced over dp x cp, then divided. So every reported number is a mean over the pairs of the
+global batch.
+"""
+
+import torch
+from torch import Tensor
+
+
+def scale_for_megatron(
+    loss_P: Tensor, reports: dict[str, Tensor], weight_P: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What a loss function returns to Megatron for one micro-batch.
+
+    Args:
+        loss_P: the loss of each pair of the micro-batch.
+        reports: numbers to log, each [P], one value a pair.
+        weight_P: 1 for a pair that counts, 0 for one that only fills up a batch (the end of an evaluation).
+
+    Returns:
+        (sum of the losses: scalar, number of pairs: int32 scalar, name -> [sum, count] float64).
+    """
+    num_pairs = weight_P.sum()
+    summed = {
+        name: torch.stack(((values_P.detach() * weight_P).sum(), num_pairs)) for name, values_P in reports.items()
+    }
+    return (loss_P * weight_P).sum(), num_pairs.to(torch.int32), summed

@@ -1,0 +1,166 @@
+"""Stock Megatron on CPU tensors and gloo, where there is no CUDA.
+
+``activate()`` is a documented feature: the quickstart and all tests use it. With CUDA present it changes nothing. It is
+the only place of this package that patches anything, and each patch below names what in Megatron-Core 0.19 needs it.
+What it costs: every torch call of the process passes a ``TorchFunctionMode`` (microseconds each).
+
+Not covered, because nothing in LongPO training needs it: CUDA graphs, fp8, Transformer Engine, NCCL-only features.
+"""
+
+import os
+import sys
+from contextlib import nullcontext
+from multiprocessing import parent_process
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+_mode: "_CudaMeansCpu | None" = None
+
+
+def is_cpu() -> bool:
+    """This process runs Megatron on the CPU: activate() found no CUDA."""
+    return _mode is not None
+
+
+def activate(announce: bool = True) -> bool:
+    """Let Megatron run on the CPU if CUDA is not available; call before the first use of Megatron.
+
+    Returns:
+        Whether the process runs on the CPU. A second call changes nothing.
+    """
+    global _mode
+    if _mode is not None:
+        return True
+    if torch.cuda.is_available():
+        return False
+    # Megatron saves checkpoints with the help of child processes, which load this module once more.
+    if announce and os.environ.get("RANK", "0") == "0" and parent_process() is None:
+        print("CUDA is not available: running Megatron on CPU tensors and gloo", file=sys.stderr, flush=True)
+    # torch.compile gains nothing here and costs minutes; jit_fuser (megatron/core/jit.py) would call it.
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    torch._dynamo.config.disable = True  # type: ignore[attr-defined]
+    _patch_cuda_module()
+    _patch_tensor_and_module()
+    _patch_megatron()
+    _mode = _CudaMeansCpu()
+    _mode.__enter__()
+    return True
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """``device='cuda'`` in any torch call means the CPU, e.g. ``torch.tensor(..., device='cuda')`` in training.py."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _is_cuda(kwargs.get("device")):
+            kwargs = {**kwargs, "device": _CPU}
+        if func is torch.Tensor.to and any(map(_is_cuda, args[1:])):
+            args = (args[0], *(_CPU if _is_cuda(a) else a for a in args[1:]))
+        return func(*args, **kwargs)
+
+
+def _is_cuda(device: Any) -> bool:
+    return (isinstance(device, str) and device.startswith("cuda")) or (
+        isinstance(device, torch.device) and device.type == "cuda"
+    )
+
+
+class _Inert:
+    """A stream or an event: on the CPU work is done in order, so there is nothing to wait for."""
+
+    cuda_stream = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, _: Any) -> float:
+        return 0.0
+
+    def __enter__(self) -> "_Inert":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+class _Stats(dict):  # type: ignore[type-arg]
+    """Memory statistics of a device that has none."""
+
+    def __missing__(self, _: str) -> int:
+        return 0
+
+
+def _patch_cuda_module() -> None:
+    """torch.cuda as Megatron uses it: one device that is the CPU."""
+    cuda = torch.cuda
+    properties = SimpleNamespace(name="cpu", major=0, minor=0, total_memory=0, multi_processor_count=0)
+    inert = _Inert()
+    replacements: dict[str, Any] = {
+        # initialize.py asserts is_available() and sets up model parallelism only if device_count() > 0.
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: _CPU,
+        "get_device_properties": lambda *_: properties,
+        "get_device_capability": lambda *_: (0, 0),
+        "get_device_name": lambda *_: "cpu",
+        "current_stream": lambda *_: inert,
+        "default_stream": lambda *_: inert,
+        "stream": lambda *_: nullcontext(),
+        "Stream": _Inert,
+        "Event": _Inert,
+        # random.py: the CPU's generator is the device's generator.
+        "get_rng_state": lambda *_, **__: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
+        "manual_seed": lambda seed: torch.default_generator.manual_seed(seed),
+        "manual_seed_all": lambda _: None,  # torch.manual_seed calls it, having seeded the CPU's generator itself
+        "initial_seed": lambda: torch.initial_seed(),
+        "memory_stats": lambda *_: _Stats(),
+        "mem_get_info": lambda *_: (0, 0),
+    }
+    for name in ("set_device", "set_stream", "synchronize", "empty_cache", "reset_peak_memory_stats"):
+        replacements[name] = lambda *_, **__: None
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+        replacements[name] = lambda *_, **__: 0
+    for name, value in replacements.items():
+        setattr(cuda, name, value)
+    cuda.random.get_rng_state = replacements["get_rng_state"]
+    for name in ("range_push", "range_pop", "mark"):
+        setattr(cuda.nvtx, name, lambda *_, **__: None)
+    # DataLoader(pin_memory=True) and torch.distributed.checkpoint ask for an accelerator; there is none.
+    torch.accelerator.is_available = lambda: False  # type: ignore[assignment]
+
+
+def _patch_tensor_and_module() -> None:
+    """``.cuda()`` stays on the CPU, and ``Tensor.type()`` reads as CUDA where Megatron compares it."""
+    plain_type = torch.Tensor.type
+
+    def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # optimizer.py, distrib_optimizer.py and clip_grads.py take 'torch.cuda.FloatTensor' and its kin only.
+        name = plain_type(self, *args, **kwargs)
+        if not isinstance(name, str) or name.startswith("torch.cuda."):  # the mode below sends us here once more
+            return name
+        return name.replace("torch.", "torch.cuda.", 1)
+
+    torch.Tensor.type = tensor_type  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+
+
+def _patch_megatron() -> None:
+    import megatron.core.datasets.utils as dataset_utils
+    import megatron.core.tensor_parallel.random as megatron_random
+
+    # initialize.py compiles the dataset helper with make; the wheel already holds the built one.
+    dataset_utils.compile_helpers = lambda: None
+    # random.py sets the state of a CUDA generator by index; activation recomputation restores it this way.
+    megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

@@ -1,0 +1,100 @@
+"""One micro-batch, which is one pair: from the dataset's sample to the loss that Megatron differentiates."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from torch import Tensor, nn
+
+from megatron_longpo.metrics import token_reports
+from megatron_longpo.model.forward import PairInput, forward_pair, pair_input
+from megatron_longpo.model.layout import mean_nll, sum_by_turn
+from megatron_longpo.objective.longpo import longpo_loss
+from megatron_longpo.objective.scaling import scale_for_megatron
+
+Sample = dict[str, Tensor]
+"""What data/dataset.py yields for a pair, as tensors without the batch dim."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSettings:
+    """What a step needs to know; nothing here changes during a run."""
+
+    vocab_size: int
+    """Tokens of the real vocabulary."""
+    sequence_multiple: int
+    """Sequences are padded to a multiple of this: the tensor-parallel size under sequence parallelism, else 1."""
+    beta: float
+    """Inverse temperature of the margin."""
+    pref_coef: float
+    """Weight of the preference term."""
+    nll_coef: float
+    """Weight of the NLL term."""
+    nll_over_all: bool
+    """NLL over every predicted token of trunk + chosen branch, or over chosen response tokens only."""
+    check_finite: bool
+    """Stop on a NaN or infinite loss."""
+
+
+def forward_step(data: Iterator[Sample], model: nn.Module, *, settings: StepSettings) -> Any:
+    """Run one pair through this pipeline stage.
+
+    Args:
+        data: yields samples as the DataLoader collates them, with a leading batch dim of 1.
+
+    Returns:
+        (the stage's output, the loss function that Megatron calls on the last stage).
+    """
+    sample = {name: value.squeeze(0) for name, value in next(data).items()}
+    pair = pair_input(
+        *(sample[name] for name in ("trunk", "chosen", "rejected", "chosen_spans", "rejected_spans")),
+        nll_over_all=settings.nll_over_all,
+        multiple=settings.sequence_multiple,
+    ).to(torch.cuda.current_device())
+    output = forward_pair(model, pair, settings.vocab_size, parallel_state.get_tensor_model_parallel_group())
+    return output, partial(loss_function, sample=sample, pair=pair, settings=settings)
+
+
+def loss_function(
+    token_logp_N: Tensor, *, sample: Sample, pair: PairInput, settings: StepSettings
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The objective of one pair and the numbers to report, scaled for Megatron (objective/scaling.py)."""
+    chosen_K, rejected_K = sum_by_turn(token_logp_N, pair.targets)
+    logp = {
+        "policy_chosen_logp": chosen_K.sum(),
+        "policy_rejected_logp": rejected_K.sum(),
+        "reference_chosen_logp": sample["reference_chosen_logp"].to(token_logp_N.device).sum(),
+        "reference_rejected_logp": sample["reference_rejected_logp"].to(token_logp_N.device).sum(),
+        "nll": mean_nll(token_logp_N, pair.targets),
+    }
+    logp = {name: value.unsqueeze(0) for name, value in logp.items()}
+    losses = longpo_loss(*logp.values(), beta=settings.beta, pref_coef=settings.pref_coef, nll_coef=settings.nll_coef)
+    if settings.check_finite:
+        _check_finite(losses.loss_P)
+    layout = pair.layout
+    tokens = {"trunk": layout.trunk, "branches": layout.chosen + layout.rejected, "padding": layout.padding}
+    reports = {
+        "loss": losses.loss_P,
+        "preference_loss": losses.preference_P,
+        "margin": losses.margin_P,
+        "accuracy": (losses.margin_P > 0).double(),
+        **logp,
+        **{name: losses.loss_P.new_tensor([count]) for name, count in token_reports(tokens).items()},
+    }
+    return scale_for_megatron(losses.loss_P, reports, sample["weight"].to(token_logp_N.device).unsqueeze(0))
+
+
+def _check_finite(loss_P: Tensor) -> None:
+    """Megatron's own check, as its pretrain_gpt.py applies it: a bad loss is tried again, then stops the run."""
+    for reject, name in ((torch.isnan, "NaN"), (torch.isinf, "infinity")):
+        get_rerun_state_machine().validate_result(
+            result=loss_P.detach().sum(),
+            rejection_func=reject,
+            message=f"found {name} in the loss of a pair",
+            tolerance=0.0,
+            fatal=True,
+        )

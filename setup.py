@@ -1,0 +1,71 @@
+"""The package: name, requirements and the console script. Tool settings are in pyproject.toml, pins in constraints.txt.
+
+``REQUIREMENTS`` and ``EXTRAS`` stay plain literals: ``scripts/environment.py`` reads them without running this file.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIREMENTS = [
+    "megatron-core>=0.19.2,<0.20",
+    "torch>=2.6",
+    "transformers>=5",
+    "huggingface-hub",
+    "tokenizers",
+    "safetensors",
+    "sentencepiece",
+    "jinja2",  # chat templates; transformers asks for it only when one is rendered
+    "numpy",
+    "omegaconf",  # megatron.training imports these two and megatron-core does not pull them in
+    "psutil",
+    "tensorboard",
+    "rich",
+    "tqdm",
+]
+
+EXTRAS = {
+    # Fused attention, norms and linear layers, for torch built with CUDA 13; see README for CUDA 12.
+    "gpu": ["transformer-engine[core_cu13,pytorch]>=2.10"],
+    "generate": ["nltk"],
+    "evaluate": ["lm-eval>=0.4.9"],
+    "bench": ["matplotlib"],
+    # The model of the quickstart is a GGUF file, which transformers reads with these two.
+    "quickstart": ["accelerate", "gguf", "matplotlib"],
+    "dev": [
+        "hypothesis",
+        "pre-commit",
+        "pyright[nodejs]",
+        "pytest<9.2",  # 9.2 ignores how pytest-xdist 3.8 groups tests (tests/conftest.py)
+        "pytest-timeout",
+        "pytest-xdist",
+        "ruff",
+    ],
+}
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The package's version, read rather than imported: building must not need the requirements."""
+    text = (HERE / "megatron_longpo" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    assert found, "megatron_longpo/__init__.py has no __version__ line"
+    return found.group(1)
+
+
+setup(
+    name="megatron-longpo",
+    version=read_version(),
+    description="LongPO on Megatron-Core: short-to-long preference training in one shared pass",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.12",
+    packages=find_packages(include=["megatron_longpo", "megatron_longpo.*"]),
+    package_data={"megatron_longpo": ["py.typed"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["megatron-longpo=megatron_longpo.commands.main:main"]},
+)

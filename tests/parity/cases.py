@@ -1,0 +1,86 @@
+"""The configurations under test and the random pairs they run on."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sample = dict[str, NDArray[np.int64] | NDArray[np.float64]]
+
+VOCAB = 131  # odd: tp 2 needs a padding row, which must get no probability
+BETA, PREF_COEF, NLL_COEF = 0.5, 2.0, 0.7
+"""Far from the defaults, where the preference term is 1e-4 of the gradient and an error in it would not show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One training step in one parallel layout."""
+
+    architecture: str
+    """llama, mistral or qwen2."""
+    tied: bool
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+    recompute: str = "none"
+    """none, full or selective."""
+    num_turns: int = 1
+    nll_over_all: bool = True
+    seed: int = 0
+    num_pairs: int = field(default=4)
+
+    @property
+    def num_ranks(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def name(self) -> str:
+        switches = [
+            f"tp{self.tp}pp{self.pp}dp{self.dp}",
+            self.architecture,
+            "tied" if self.tied else "untied",
+            f"{self.num_turns}turns",
+            self.recompute,
+            "sp" if self.sequence_parallel else "",
+            "distopt" if self.distributed_optimizer else "",
+            "" if self.nll_over_all else "nll-response",
+        ]
+        return "-".join(switch for switch in switches if switch)
+
+
+def random_pairs(case: Case) -> list[Sample]:
+    """Pairs of uneven lengths with ``case.num_turns`` turns, and reference log-probs in a plausible range."""
+    rng = np.random.default_rng(case.seed)
+    return [_random_pair(rng, case.num_turns) for _ in range(case.num_pairs)]
+
+
+def _random_pair(rng: np.random.Generator, num_turns: int) -> Sample:
+    opener = rng.integers(VOCAB)
+    chosen, chosen_spans = _random_branch(rng, opener, num_turns)
+    rejected, rejected_spans = _random_branch(rng, opener, num_turns)
+    return {
+        "trunk": rng.integers(VOCAB, size=rng.integers(5, 60)),
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_spans": chosen_spans,
+        "rejected_spans": rejected_spans,
+        "reference_chosen_logp": -5.0 * (chosen_spans[:, 1] - chosen_spans[:, 0]) + rng.normal(size=num_turns),
+        "reference_rejected_logp": -5.0 * (rejected_spans[:, 1] - rejected_spans[:, 0]) + rng.normal(size=num_turns),
+        "weight": np.array(1.0),
+    }
+
+
+def _random_branch(
+    rng: np.random.Generator, opener: int, num_turns: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(tokens, spans): the opener, then per turn an answer, and between turns a few tokens of instruction."""
+    tokens, spans = [opener], []
+    for turn in range(num_turns):
+        if turn:
+            tokens += rng.integers(VOCAB, size=rng.integers(1, 6)).tolist()
+        start = len(tokens)
+        tokens += rng.integers(VOCAB, size=rng.integers(1, 12)).tolist()
+        spans.append((start, len(tokens)))
+    return np.array(tokens), np.array(spans)

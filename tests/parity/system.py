@@ -1,0 +1,157 @@
+"""The system under test: Megatron's DDP, schedules and optimizer around our step, on gloo ranks.
+
+The gradient is read off the optimizer: one step from known weights. So what is compared is what an optimizer really
+gets, after every reduction, with or without the distributed optimizer, which accepts Adam only. With both betas 0 and
+an epsilon beyond every gradient, Adam's step lr * g / (|g| + epsilon) is plain gradient descent: |g| + epsilon rounds
+to epsilon, and lr and epsilon are powers of two, so the step is exactly STEP * g.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
+from megatron_longpo.hf.names import name_table
+from megatron_longpo.hf.torch_dist import CheckpointReader
+from megatron_longpo.model.build import ModelShape, build_model, transformer_config
+from megatron_longpo.step import StepSettings, forward_step
+from tests.parity.cases import BETA, NLL_COEF, PREF_COEF, Case, random_pairs
+from tests.parity.oracle import Result
+
+EPSILON = 2.0**40
+STEP = 2.0**20
+"""So large that the weight after the step is the gradient, times this, to fp32 rounding."""
+
+
+def run_cases(cases: list[Case], folder: Path) -> list[dict[str, float]]:
+    """On every rank: run the cases one after the other, regrouping the same ranks for each.
+
+    Reads ``folder/NAME/imported`` and writes ``folder/NAME/stepped`` (the weights after the step).
+
+    Returns:
+        Per case the reported means; empty on ranks that are not of the last pipeline stage.
+    """
+    return [_run_case(case, folder / case.name) for case in cases]
+
+
+def _run_case(case: Case, folder: Path) -> dict[str, float]:
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(case.tp, case.pp)
+    model_parallel_cuda_manual_seed(case.seed)
+    options = megatron_options(read_json_object(folder / "hf" / "config.json"))
+    config = transformer_config(
+        options, tensor=case.tp, pipeline=case.pp, sequence=case.sequence_parallel, dtype=torch.float32
+    )
+    _configure(config, case)
+    shape = ModelShape.of(options, multiple=case.tp)
+    first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
+    model = build_model(config, shape, pre_process=first, post_process=last)
+    weights = dist_checkpointing.load(model.sharded_state_dict(), str(folder / "imported" / "release"))
+    model.load_state_dict(weights, strict=False)
+    reports = _step(case, config, shape, model)
+    stepped = folder / "stepped"
+    if torch.distributed.get_rank() == 0:
+        stepped.mkdir()
+    torch.distributed.barrier()
+    dist_checkpointing.save(model.sharded_state_dict(), str(stepped))
+    return reports
+
+
+def _configure(config: TransformerConfig, case: Case) -> None:
+    config.calculate_per_token_loss = True
+    config.finalize_model_grads_func = finalize_model_grads
+    if case.recompute == "full":
+        config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
+    elif case.recompute == "selective":
+        config.recompute_granularity, config.recompute_modules = "selective", ["core_attn"]
+
+
+def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch.nn.Module) -> dict[str, float]:
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=case.distributed_optimizer, overlap_grad_reduce=case.distributed_optimizer
+    )
+    ddp = DistributedDataParallel(config, ddp_config, model)
+    if ddp_config.overlap_grad_reduce:
+        config.no_sync_func = ddp.no_sync
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=STEP * EPSILON,
+            adam_beta1=0.0,
+            adam_beta2=0.0,
+            adam_eps=EPSILON,
+            weight_decay=0.0,
+            clip_grad=0.0,
+            use_distributed_optimizer=case.distributed_optimizer,
+        ),
+        [ddp],
+    )
+    settings = StepSettings(
+        vocab_size=shape.vocab_size,
+        sequence_multiple=case.tp if case.sequence_parallel else 1,
+        beta=BETA,
+        pref_coef=PREF_COEF,
+        nll_coef=NLL_COEF,
+        nll_over_all=case.nll_over_all,
+        check_finite=False,
+    )
+    ddp.zero_grad_buffer()
+    losses = get_forward_backward_func()(
+        forward_step_func=partial(forward_step, settings=settings),
+        data_iterator=_own_pairs(case),
+        model=[ddp],
+        num_microbatches=case.num_pairs // case.dp,
+        seq_length=0,
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    successful, _, _ = optimizer.step()
+    assert successful
+    return _means(losses)
+
+
+def _own_pairs(case: Case) -> Iterator[dict[str, torch.Tensor]]:
+    """This data-parallel rank's pairs, in the order of Megatron's MegatronPretrainingSampler, collated."""
+    rank = parallel_state.get_data_parallel_rank()
+    for pair in random_pairs(case)[rank :: case.dp]:
+        yield {name: torch.as_tensor(value)[None] for name, value in pair.items()}
+
+
+def _means(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """As megatron/training/training.py, train_step reduces what the loss function reports."""
+    means = {}
+    for name in losses[0] if losses else ():
+        total = torch.stack([loss[name] for loss in losses]).sum(dim=0)
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        means[name] = (total[0] / total[1]).item()
+    return means
+
+
+def gradients(folder: Path) -> dict[str, torch.Tensor]:
+    """Gradients by Hugging Face name: the difference of ``imported`` and ``stepped``, over STEP."""
+    before, after = CheckpointReader(folder / "imported" / "release"), CheckpointReader(folder / "stepped")
+    shape = architecture(read_json_object(folder / "hf" / "config.json"))
+    found = {}
+    for rule in name_table(shape):
+        dims = before.shape(rule.megatron)
+        zeros = (0,) * len(dims)
+        old, new = (side.read(rule.megatron, zeros, dims).double() for side in (before, after))
+        gradient = (old - new) / STEP
+        for layer in range(shape.num_layers if rule.per_layer else 1):
+            parts = rule.cut(gradient[layer] if rule.per_layer else gradient)
+            found.update(zip(rule.hf_names(layer), parts, strict=True))
+    return found
+
+
+def result(reports: dict[str, float], folder: Path) -> Result:
+    """The system's step in the oracle's form."""
+    return Result(reports, gradients(folder))

@@ -1,0 +1,85 @@
+"""What holds for the files of this repository: sizes, no machine's paths, no hosts, documents that match the tree."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_longpo.commands.main import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("megatron_longpo", "scripts", "tools", "tests", "examples", "benchmarks", ".ci")
+SOURCE_SUFFIXES = {".py", ".sh", ".toml", ".yaml", ".txt", ""}
+MAX_LINES = 300
+
+# A folder that exists on one machine only, at the start of a path.
+MACHINE_PATH = re.compile(r"(?<![\w./~}-])/(root|home|work|Users|opt|mnt|srv|scratch)/\w")
+HOST = re.compile(r"\b(https?|ftp|ssh)://(?!localhost|127\.0\.0\.1)\w|\bgit@\w", re.IGNORECASE)
+
+
+def source_files() -> Iterator[Path]:
+    """Every file that a person wrote and a machine reads."""
+    top = (path for path in ROOT.iterdir() if path.name != "LICENSE")
+    for path in (*top, *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))):
+        if path.is_file() and path.suffix in SOURCE_SUFFIXES and "__pycache__" not in path.parts:
+            yield path
+
+
+def names_a_machine(text: str) -> list[str]:
+    """The lines of ``text`` that name a host or a path of one machine."""
+    return [line.strip() for line in text.splitlines() if MACHINE_PATH.search(line) or HOST.search(line)]
+
+
+def test_no_source_names_a_host_or_a_machines_path() -> None:
+    found = {str(path.relative_to(ROOT)): names_a_machine(path.read_text(encoding="utf-8")) for path in source_files()}
+    assert len(found) > 20
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["data = '/" + "root/model'", "path: /" + "home/me/x", "see https:/" + "/example.org/x", "'/" + "work/main'"],
+)
+def test_a_machine_named_would_be_found(line: str) -> None:
+    assert names_a_machine(f"first\n{line}\nlast") == [line]
+
+
+@pytest.mark.parametrize("line", ["#!/usr/bin/env bash", "http://localhost:6006", "build/work/x", "~/.pyenv/versions/"])
+def test_what_every_machine_has_passes(line: str) -> None:
+    assert names_a_machine(line) == []
+
+
+def test_no_file_of_the_package_is_too_long() -> None:
+    sizes = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (ROOT / "megatron_longpo").rglob("*.py")
+    }
+    assert sizes
+    assert {path: size for path, size in sizes.items() if size > MAX_LINES} == {}
+
+
+def tree_in_readme() -> set[str]:
+    """The files of the package that README's tree names, as paths below ``megatron_longpo/``."""
+    block = re.search(
+        r"```text\nmegatron_longpo/\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert block, "README.md has no ```text block that starts with megatron_longpo/"
+    found, folder = set[str](), ""
+    for line in block[1].splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
+        if len(indent) == 2:
+            folder = name if name.endswith("/") else ""
+        if not name.endswith("/"):
+            found.add((folder if len(indent) > 2 else "") + name)
+    return found
+
+
+def test_readme_names_every_file_of_the_package() -> None:
+    package = ROOT / "megatron_longpo"
+    files = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert tree_in_readme() == files
+
+
+def test_every_verb_has_a_tool() -> None:
+    assert {path.stem.replace("_", "-") for path in (ROOT / "tools").glob("*.py")} == set(VERBS)

@@ -1,0 +1,136 @@
+"""Whatever is wrong with a Hugging Face folder is told by tensor and file, and nothing is left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.hf.import_hf import import_hf
+from tests.unit.hf.models import edit_config, save_model
+
+UP = "model.layers.2.mlp.up_proj.weight"
+Change = Callable[[dict[str, Tensor]], object]
+
+
+def change_tensors(folder: Path, change: Change) -> None:
+    """Apply ``change`` to the dictionary of the folder's tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def message_of(hf: Path, dtype: str = "as-is") -> str:
+    """Import, expect a refusal in one line and no trace of the output."""
+    output = hf.parent / "checkpoint"
+    with pytest.raises(UserError) as caught:
+        import_hf(hf, output, dtype)
+    assert sorted(hf.parent.iterdir()) == [hf], "something was left behind"
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def poison(value: float) -> Change:
+    return lambda tensors: tensors[UP][3].fill_(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(UP), f"tensor {UP} is missing; config.json asks for it"),
+        (
+            lambda tensors: (tensors.pop(UP), tensors.pop("lm_head.weight")),
+            "tensor lm_head.weight and 1 more is missing",
+        ),
+        (lambda tensors: tensors.update(x=torch.ones(2)), "model.safetensors: tensor x is not part of the model"),
+        (
+            lambda tensors: tensors.update({f"model.layers.4.{i}": torch.ones(2) for i in range(3)}),
+            "tensor model.layers.4.0 (and 2 more) is not part of the model",
+        ),
+        (
+            lambda tensors: tensors.update({UP: tensors[UP][1:].clone()}),
+            f"model.safetensors: tensor {UP} has shape [47, 32], config.json asks for [48, 32]",
+        ),
+        (poison(float("nan")), f"model.safetensors: tensor {UP} holds NaN or infinity"),
+        (poison(float("-inf")), f"tensor {UP} holds NaN or infinity"),
+        (lambda tensors: tensors.update({UP: tensors[UP].double()}), f"tensor {UP} has dtype F64; needs one of"),
+        (lambda tensors: tensors.update({UP: tensors[UP].to(torch.int8)}), f"tensor {UP} has dtype I8"),
+        (
+            lambda tensors: tensors.update({UP: tensors[UP].bfloat16()}),
+            f"tensor {UP} is bf16, model.layers.0.mlp.gate_proj.weight is fp32, and Megatron stores them as one",
+        ),
+    ],
+)
+def test_bad_tensors(tmp_path: Path, change: Change, message: str) -> None:
+    hf = save_model(tmp_path / "hf")
+    change_tensors(hf, change)
+    assert message in message_of(hf)
+
+
+def test_mixed_parts_are_fine_with_a_dtype(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    change_tensors(hf, lambda tensors: tensors.update({UP: tensors[UP].bfloat16()}))
+    assert import_hf(hf, tmp_path / "checkpoint", "fp32").dtype == "fp32"
+
+
+def test_too_large_for_fp16(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    change_tensors(hf, poison(1e5))
+    assert f"tensor {UP} does not fit into float16; use --dtype bf16 or fp32" in message_of(hf, "fp16")
+
+
+def test_tied_but_different_output_layer(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf", "llama-tied-groups")
+    change_tensors(hf, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}))
+    assert "lm_head.weight differs from the embedding" in message_of(hf)
+
+
+def test_unsupported_config(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    edit_config(hf, model_type="gpt2")
+    assert 'config.json: model_type is "gpt2"' in message_of(hf)
+    edit_config(hf, model_type="llama", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    assert "only rope_type 'default' is supported" in message_of(hf)
+
+
+def test_no_safetensors(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    (hf / "model.safetensors").unlink()
+    assert "holds neither model.safetensors nor model.safetensors.index.json" in message_of(hf)
+    (hf / "pytorch_model.bin").touch()
+    assert "pickled weights (*.bin) only" in message_of(hf)
+
+
+def test_broken_safetensors(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    content = (hf / "model.safetensors").read_bytes()
+    (hf / "model.safetensors").write_bytes(content[:-100])
+    assert f"{hf / 'model.safetensors'}: not a safetensors file" in message_of(hf)
+
+
+def test_broken_index(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    index = hf / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"x": "gone.safetensors"}}')
+    assert f"{hf / 'gone.safetensors'} does not exist, but model.safetensors.index.json names it" in message_of(hf)
+    for content in ('{"weight_map": {}}', '{"weight_map": ["model.safetensors"]}', "{}"):
+        index.write_text(content)
+        assert "no weight_map" in message_of(hf)
+    (hf / "copy.safetensors").write_bytes((hf / "model.safetensors").read_bytes())
+    index.write_text('{"weight_map": {"x": "copy.safetensors", "y": "model.safetensors"}}')
+    assert f"is also in {hf / 'copy.safetensors'}; remove the stale file" in message_of(hf)
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    for path in hf.glob("token*"):
+        path.unlink()
+    assert "tokenizer" in message_of(hf)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere/config\.json does not exist"):
+        import_hf(tmp_path / "nowhere", tmp_path / "checkpoint")
