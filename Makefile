@@ -15,7 +15,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 8 ? 8 : n)))
 pytest := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest
 sharded := -n $(WORKERS) --dist loadgroup --durations 10
 
-.PHONY: help env quickstart test test-all check check-format check-lint check-types check-layers format clean
+.PHONY: help env quickstart test test-all mutations check check-format check-lint check-types check-layers format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: env ## all tests but the slow ones
 
 test-all: env ## all tests
 	$(pytest) $(sharded)
+
+mutations: env ## seed known faults in a copy of the tree, one by one; the tests must catch each
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m tests.mutations
 
 check: check-format check-lint check-types check-layers ## format, lint, types, import layers
 

@@ -24,6 +24,7 @@ LARGEST_PLAIN = 16384
 
 
 def main() -> None:
+    """Measure every length and write the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=64)
@@ -71,7 +72,9 @@ def peak_bytes(side: str, tokens: int, vocab: int, hidden: int) -> int:
 
 def _run(side: str, states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> None:
     if side == "head":
-        logp = token_logprobs(states, weight, rows, labels, weight.shape[0], dist.group.WORLD, False)
+        logp = token_logprobs(
+            states, weight, rows, labels, weight.shape[0], dist.distributed_c10d._get_default_group(), False
+        )
     else:
         logp = (states[:, 0] @ weight.t()).float().log_softmax(-1).gather(1, labels[:, None])
     logp.sum().backward()

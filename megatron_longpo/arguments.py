@@ -5,12 +5,12 @@ the checkpoint's own config.json and becomes the parser's defaults.
 """
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 
 from megatron_longpo import platform
 from megatron_longpo.data.indexed import Manifest, PairReader
@@ -117,7 +117,11 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         # Every checkpoint can be resumed on another (tp, pp, dp) (megatron/core/optimizer/distrib_optimizer.py).
         "dist_ckpt_optim_fully_reshardable": True,
     }
-    num_train, num_valid = (len(part) for part in _split(known.split or "100,0,0", manifest)[:2])
+    num_train, num_valid, num_test = (len(part) for part in _split(known.split or "100,0,0", manifest))
+    if num_test:
+        raise UserError(
+            f"--split {known.split}: only a validation part can be held out; give two weights, such as 90,10"
+        )
     if known.train_iters is None and known.train_samples is None:
         defaults["train_iters"] = _one_epoch(known, num_train)
     defaults |= _whole_evaluation(known, num_valid)
@@ -196,6 +200,9 @@ def _refuse_unsupported(args: argparse.Namespace) -> None:
         "--use-torch-fsdp2 or --use-megatron-fsdp": args.use_torch_fsdp2 or args.use_megatron_fsdp,
         "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,
         "--full-validation": args.full_validation,
+        "--use-distributed-optimizer with torch's Adam (install Transformer Engine or Apex; Megatron cannot resume it)": (
+            args.use_distributed_optimizer and not platform.is_cpu() and not _has_fused_adam()
+        ),
     }
     for option, is_set in refused.items():
         if is_set:
@@ -206,6 +213,10 @@ def _refuse_unsupported(args: argparse.Namespace) -> None:
         raise UserError("--longpo-beta must be above 0, --longpo-pref-coef and --longpo-nll-coef at least 0")
     if args.longpo_pref_coef == 0 and args.longpo_nll_coef == 0:
         raise UserError("--longpo-pref-coef and --longpo-nll-coef are both 0: there is nothing to train")
+
+
+def _has_fused_adam() -> bool:
+    return any(importlib.util.find_spec(name) for name in ("transformer_engine", "apex"))
 
 
 def _check_shape(args: argparse.Namespace, source: Path) -> None:
@@ -270,7 +281,7 @@ def _step_settings(args: argparse.Namespace) -> StepSettings:
 
 
 def install_writer(wrap: Callable[[Any | None], Any]) -> None:
-    """Put ``wrap(Megatron's TensorBoard writer or None)`` in that writer's place, on the last rank, where Megatron logs."""
+    """Put ``wrap(TensorBoard writer or None)`` in the place of Megatron's writer, on the last rank, where it logs."""
     from megatron.training import get_args, global_vars
 
     if get_args().rank == get_args().world_size - 1:

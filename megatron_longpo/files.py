@@ -20,7 +20,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         _fsync(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         _fsync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -45,7 +45,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for entry in sorted(partial.rglob("*")):
             _fsync(entry)
         _fsync(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         _fsync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -46,6 +46,7 @@ class MetricsWriter:
         self._file = _open_at(path, resume_step) if path else None
         self._values: dict[str, float] = {}
         self._seconds = clock()
+        self._evaluated = -1
 
     def __getattr__(self, name: str) -> Any:
         """Everything that is not a scalar goes to TensorBoard, or nowhere."""
@@ -58,7 +59,8 @@ class MetricsWriter:
         self._values[tag] = float(value)
         if tag == "grad-norm":
             self._write(self._training_line(step))
-        elif tag == _name_of_tokens(TOKEN_KINDS[-1]) + VALIDATION:
+        elif tag == _name_of_tokens(TOKEN_KINDS[-1]) + VALIDATION and step != self._evaluated:
+            self._evaluated = step  # Megatron evaluates once more after the last step: the same weights and pairs
             self._write(self._validation_line(step))
 
     def _training_line(self, step: int) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class MetricsWriter:
         self._values.clear()
 
 
-def token_reports(counts: dict[str, float]) -> dict[str, float]:
+def token_reports(counts: dict[str, int]) -> dict[str, int]:
     """The loss function's names for token counts by kind."""
     return {_name_of_tokens(kind): counts[kind] for kind in TOKEN_KINDS}
 

@@ -32,7 +32,7 @@ def activate(announce: bool = True) -> bool:
     Returns:
         Whether the process runs on the CPU. A second call changes nothing.
     """
-    global _mode
+    global _mode  # noqa: PLW0603  # a process runs on the CPU or not, from its start to its end
     if _mode is not None:
         return True
     if torch.cuda.is_available():
@@ -42,6 +42,8 @@ def activate(announce: bool = True) -> bool:
         print("CUDA is not available: running Megatron on CPU tensors and gloo", file=sys.stderr, flush=True)
     # torch.compile gains nothing here and costs minutes; jit_fuser (megatron/core/jit.py) would call it.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    # arguments.py asks for it under tensor parallelism, to order CUDA kernels; there are none.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     torch._dynamo.config.disable = True  # type: ignore[attr-defined]
     _patch_cuda_module()
     _patch_tensor_and_module()
@@ -121,9 +123,9 @@ def _patch_cuda_module() -> None:
         # random.py: the CPU's generator is the device's generator.
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
-        "manual_seed": lambda seed: torch.default_generator.manual_seed(seed),
+        "manual_seed": torch.default_generator.manual_seed,
         "manual_seed_all": lambda _: None,  # torch.manual_seed calls it, having seeded the CPU's generator itself
-        "initial_seed": lambda: torch.initial_seed(),
+        "initial_seed": torch.default_generator.initial_seed,
         "memory_stats": lambda *_: _Stats(),
         "mem_get_info": lambda *_: (0, 0),
     }
@@ -164,3 +166,38 @@ def _patch_megatron() -> None:
     dataset_utils.compile_helpers = lambda: None
     # random.py sets the state of a CUDA generator by index; activation recomputation restores it this way.
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    _repair_torch_adam()
+
+
+def _repair_torch_adam() -> None:
+    """Let the distributed optimizer resume with torch's own Adam, which is what there is without TE and Apex.
+
+    distrib_optimizer.py asserts, while a checkpoint loads, that the fresh optimizer's parameters agree on a step, but
+    torch's Adam creates its state at the first step only. Then it gives all parameters one and the same step tensor,
+    which every parameter's update would increment, and looks for a step among the tensors of a checkpoint.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    plain_state_dict, plain_load = DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict
+    plain_set = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    def state_dict(self: Any) -> Any:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                if "step" not in state:  # exactly what torch's Adam starts from
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return plain_state_dict(self)
+
+    def load_state_dict(self: Any, loaded: Any) -> None:
+        plain_load(self, loaded)
+        for state in self.optimizer.state.values():
+            state["step"] = state["step"].clone()
+
+    def set_states(self: Any, model_param: Any, tensors: Any) -> None:
+        plain_set(self, model_param, {"step": None, **tensors})  # None is passed over
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+    DistributedOptimizer.state_dict = state_dict
+    DistributedOptimizer.load_state_dict = load_state_dict

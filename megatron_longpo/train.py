@@ -78,7 +78,7 @@ def _model(
 
 def _datasets(
     num_samples: tuple[int, int, int], vp_stage: int | None = None, *, settings: LongPOSettings
-) -> tuple[PairDataset, HeldOutPairs | None, HeldOutPairs | None]:
+) -> tuple[PairDataset, HeldOutPairs | None, None]:
     """Megatron's dataset provider: shuffled training pairs, held-out pairs in order.
 
     Called after the checkpoint is loaded, so it is also where the metrics writer learns which step training goes on
@@ -86,13 +86,12 @@ def _datasets(
     """
     args = get_args()
     install_writer(lambda tensorboard: MetricsWriter(settings.metrics, tensorboard, _training_seconds, args.iteration))
-    train, valid, test = split_pairs(settings.reader.manifest.num_pairs, args.split)
+    train, valid, _ = split_pairs(settings.reader.manifest.num_pairs, args.split)
+    training = PairDataset(settings.reader, train, num_samples[0], args.seed, settings.reference)
     period = args.eval_iters * args.eval_global_batch_size
-    held_out = [
-        HeldOutPairs(settings.reader, part[:period], num, period, settings.reference) if part and num else None
-        for part, num in ((valid, num_samples[1]), (test, num_samples[2]))
-    ]
-    return PairDataset(settings.reader, train, num_samples[0], args.seed, settings.reference), held_out[0], held_out[1]
+    if not valid or not period:
+        return training, None, None
+    return training, HeldOutPairs(settings.reader, valid[:period], num_samples[1], period, settings.reference), None
 
 
 def _training_seconds() -> float:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -34,8 +34,7 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ranks = [
-            _server.Process(target=_rank_main, args=(fn, args, rank, num_ranks, folder))
-            for rank in range(num_ranks)
+            _server.Process(target=_rank_main, args=(fn, args, rank, num_ranks, folder)) for rank in range(num_ranks)
         ]
         try:
             for process in ranks:
@@ -56,8 +55,17 @@ class Finished:
     """What rank 0 printed on stdout and stderr."""
 
 
-def launch(main: Callable[[], int], argv: list[str], num_ranks: int = 1, timeout: float = 300.0) -> Finished:
+def launch(
+    main: Callable[[], int],
+    argv: list[str],
+    num_ranks: int = 1,
+    timeout: float = 300.0,
+    kill_when: Callable[[], bool] = lambda: False,
+) -> Finished:
     """Run a program's ``main`` with ``sys.argv[1:] = argv`` as torchrun would, one process a rank, on this machine.
+
+    Args:
+        kill_when: as soon as this is true, all ranks and what they started get SIGKILL.
 
     Raises:
         RuntimeError: the time ran out; all ranks are killed.
@@ -73,6 +81,9 @@ def launch(main: Callable[[], int], argv: list[str], num_ranks: int = 1, timeout
             for process in ranks:
                 process.start()
             while any(p.exitcode is None for p in ranks) and not any(p.exitcode for p in ranks):
+                if kill_when():
+                    _kill(ranks)
+                    break
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{argv} hangs after {timeout} s:\n{_log(folder, 0)[-3000:]}")
                 time.sleep(0.01)
@@ -82,7 +93,7 @@ def launch(main: Callable[[], int], argv: list[str], num_ranks: int = 1, timeout
         return Finished(max(abs(p.exitcode or 0) for p in ranks), _log(folder, 0))
 
 
-def _kill(ranks: list[BaseProcess]) -> None:
+def _kill(ranks: Sequence[BaseProcess]) -> None:
     """Kill the ranks and what they started: each leads a process group of its own."""
     for process in ranks:
         if process.pid is not None:
@@ -98,9 +109,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _program_main(
-    main: Callable[[], int], argv: list[str], rank: int, num_ranks: int, port: int, folder: Path
-) -> None:
+def _program_main(main: Callable[[], int], argv: list[str], rank: int, num_ranks: int, port: int, folder: Path) -> None:
     _redirect(folder / f"log{rank}")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -133,7 +142,7 @@ def _exit_with(main: Callable[[], int]) -> None:
     os._exit(status)
 
 
-def _wait(ranks: list[BaseProcess], folder: Path, timeout: float) -> None:
+def _wait(ranks: Sequence[BaseProcess], folder: Path, timeout: float) -> None:
     """Wait for all ranks; the first to fail ends the wait, because the others then hang in a collective."""
     deadline = time.monotonic() + timeout
     while any(process.exitcode is None for process in ranks) and time.monotonic() < deadline:

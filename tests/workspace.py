@@ -1,9 +1,11 @@
-"""A small model, its tokenizer and a preference file, taken through the verbs: what the integration tests start from."""
+"""A small model, its tokenizer and a preference file, taken through the verbs: where integration tests start."""
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
@@ -13,7 +15,7 @@ from tests.ranks import Finished, launch
 from tests.tokenizers import VOCABULARY_SIZE, chatml_tokenizer
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
-WORDS = "the a of and to in long short context answer question model text page river mountain city name year".split()
+WORDS = "the a of and to in long short context answer question model text page river mountain city".split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def make_model(folder: Path, architecture: str = "llama", **changes: object) -> 
 
 
 def make_pairs(path: Path, num_pairs: int, short_equals_long: bool = False) -> None:
-    """Write pairs of 1-3 turns with random words; with ``short_equals_long`` one turn, its short context the long one."""
+    """Write pairs of 1-3 turns with random words; ``short_equals_long``: one turn, its short context the long one."""
     rng = random.Random(0)
 
     def words(low: int, high: int) -> str:
@@ -102,10 +104,22 @@ def make_workspace(
     return work
 
 
-def train(work: Workspace, *options: str | Path, num_ranks: int = 1, timeout: float = 300.0) -> Finished:
+def train(
+    work: Workspace,
+    *options: str | Path,
+    num_ranks: int = 1,
+    timeout: float = 300.0,
+    kill_when: Callable[[], bool] = lambda: False,
+) -> Finished:
     """Run ``-m megatron_longpo.train`` on ``num_ranks`` ranks with the options every small run needs."""
     common = ["--load", work.imported, "--longpo-data", work.data, "--global-batch-size", "4", "--lr", "1e-3"]
-    return launch(train_main, [str(part) for part in (*common, *options)], num_ranks, timeout)
+    return launch(train_main, [str(part) for part in (*common, *options)], num_ranks, timeout, kill_when)
+
+
+def read_metrics(path: Path, split: str = "train") -> list[dict[str, Any]]:
+    """The lines of a metrics file, without the seconds, which no two runs share."""
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [{name: v for name, v in line.items() if name != "seconds"} for line in lines if line["split"] == split]
 
 
 def train_main() -> int:

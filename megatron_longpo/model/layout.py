@@ -11,6 +11,7 @@ Letters in shapes: S = tokens of the sequence with padding, N = scored predictio
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ class Targets:
     num_turns: int
     """K."""
 
-    def to(self, device: torch.device | str) -> "Targets":
+    def to(self, device: torch.device | str | int) -> "Targets":
         """The same targets on another device."""
         tensors = (x.to(device, non_blocking=True) for x in (self.rows_N, self.labels_N, self.segment_N, self.in_nll_N))
         return Targets(*tensors, num_turns=self.num_turns)
@@ -117,7 +118,7 @@ def pair_targets(
     next_token = torch.roll(tokens_S, -1)
     segment_S = torch.full_like(tokens_S, no_segment)
     for branch, spans, first in ((chosen, chosen_spans_K2, 0), (rejected, rejected_spans_K2, num_turns)):
-        for turn, (start, stop) in enumerate(spans.tolist()):
+        for turn, (start, stop) in enumerate(cast(list[list[int]], spans.tolist())):
             # The token at position p of the branch is predicted by the token at p - 1.
             segment_S[branch.start + start - 1 : branch.start + stop - 1] = first + turn
     in_nll_S = segment_S < num_turns

@@ -104,7 +104,7 @@ class _WeightGradient:
     megatron/core/distributed/distributed_data_parallel.py, _make_backward_post_hook).
     """
 
-    def __init__(self, weight_VE: Tensor) -> None:
+    def __init__(self, weight_VE: Any) -> None:
         self.weight = weight_VE
         self.into_main_grad = hasattr(weight_VE, "main_grad") and hasattr(weight_VE, "grad_added_to_main_grad")
         self.total_VE = weight_VE.main_grad if self.into_main_grad else torch.zeros_like(weight_VE, dtype=torch.float32)

@@ -34,7 +34,9 @@ class ReferenceManifest:
 class ReferenceCache:
     """The reference log-probs of a dataset, in memory (16 bytes a turn)."""
 
-    def __init__(self, path: Path, manifest: ReferenceManifest, logp: NDArray[np.float64], first: NDArray[np.int64]):
+    def __init__(
+        self, path: Path, manifest: ReferenceManifest, logp: NDArray[np.float64], first: NDArray[np.int64]
+    ) -> None:
         self.path, self.manifest = path, manifest
         self._logp, self._first = logp, first
 

@@ -9,7 +9,6 @@ run goes on where it stopped; the cache appears when all pairs are there.
 """
 
 import argparse
-import json
 import os
 import sys
 import time

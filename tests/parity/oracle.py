@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from tests.parity.cases import BETA, NLL_COEF, PREF_COEF, VOCAB, Case, Sample
+from tests.unit.hf.models import save_tokenizer
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
@@ -55,8 +56,9 @@ def random_model(case: Case) -> PreTrainedModel:
 
 
 def save_model(case: Case, folder: Path) -> None:
-    """Save the case's model as a Hugging Face folder without tokenizer."""
+    """Save the case's model as a Hugging Face folder; its tokenizer, which import-hf asks for, is never used."""
     random_model(case).save_pretrained(folder)
+    save_tokenizer(folder)
 
 
 def oracle(case: Case, pairs: list[Sample], dtype: torch.dtype) -> Result:

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.tokenizers import chatml_tokenizer, llama3_tokenizer, mistral_tokenizer
-
 # No deadline: the first example of a property imports half of transformers, and test machines are shared.
 settings.register_profile("unit", deadline=None, max_examples=60)
 settings.load_profile("unit")
 
-TOKENIZERS = {"chatml": chatml_tokenizer, "mistral": mistral_tokenizer, "llama3": llama3_tokenizer}
-
 
 @pytest.fixture(scope="session")
 def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Family -> Hugging Face folder."""
+    """Family (chatml, mistral, llama3) -> Hugging Face folder."""
+    # Imports transformers: only the tests that need a tokenizer wait for it.
+    from tests.tokenizers import chatml_tokenizer, llama3_tokenizer, mistral_tokenizer
+
     root = tmp_path_factory.mktemp("tokenizers")
-    return {family: make(root / family) for family, make in TOKENIZERS.items()}
+    families = {"chatml": chatml_tokenizer, "mistral": mistral_tokenizer, "llama3": llama3_tokenizer}
+    return {family: make(root / family) for family, make in families.items()}

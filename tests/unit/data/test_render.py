@@ -1,6 +1,8 @@
 """data/render.py: the invariants of its docstring, against transformers' own tokenisation of the whole conversation."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,44 @@ def test_an_answer_that_merges_with_the_header_is_refused() -> None:
     pair = dataclasses.replace(PAIR, turns=(dataclasses.replace(PAIR.turns[0], rejected="\nToday."),))
     with pytest.raises(UserError, match=r"pair 'p': the long conversation: the answer beginning .* share the token"):
         render_pair(pair, _tokenizers["chatml"], NO_LIMIT, "refuse")
+
+
+def header_template(header: str) -> str:
+    """A template whose assistant header ends so; its generation prompt is the same header."""
+    return (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '"
+        + header
+        + "' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant" + header + "' }}{% endif %}"
+    )
+
+
+def test_white_space_of_the_header_is_seen_though_the_tokenizer_trims_its_offsets(
+    tokenizer_folders: dict[str, Path],
+) -> None:
+    tokenizer = load_tokenizer(tokenizer_folders["chatml"])
+    tokenizer.chat_template = header_template(": ")
+    encoding = tokenizer.backend_tokenizer.encode(": Today", add_special_tokens=False)
+    assert (1, 2) not in encoding.offsets  # the post-processor has trimmed the blank away
+    with pytest.raises(UserError, match=r"the answer beginning 'Long ago.*' and the text before it share the token"):
+        render_pair(PAIR, tokenizer, NO_LIMIT, "refuse")
+
+
+def test_branches_that_differ_before_the_first_answer_are_refused(
+    tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    # Words are split with a look-ahead (a run of blanks gives its last one away unless white space follows), so where
+    # runs of blanks are tokens, an answer's first character changes tokens that lie wholly before it.
+    shutil.copytree(tokenizer_folders["chatml"], tmp_path, dirs_exist_ok=True)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {"\u0120\u0120": 700, "\u0120\u0120\u0120": 701}
+    content["model"]["merges"] += [["\u0120", "\u0120"], ["\u0120\u0120", "\u0120"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.chat_template = header_template("   ")
+    pair = dataclasses.replace(PAIR, turns=(dataclasses.replace(PAIR.turns[0], chosen="1 day", rejected=" 2 days"),))
+    with pytest.raises(UserError, match="the long conversation: chosen and rejected are tokenised differently before"):
+        render_pair(pair, tokenizer, NO_LIMIT, "refuse")
 
 
 def test_a_template_without_end_of_turn_is_refused(tokenizer_folders: dict[str, Path]) -> None:

@@ -2,19 +2,20 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from megatron_longpo.model.attention import _PairAttention
 from megatron_longpo.model.layout import PairLayout
 
 
-def masked_attention(q, k, v, allowed):
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     """Plain softmax attention with a boolean mask, float64: [1, H, S, D]; keys repeated for grouped queries."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     return torch.softmax(scores.masked_fill(~allowed, -torch.inf), dim=-1).nan_to_num() @ v
 
 
-def pair_mask(layout: PairLayout) -> torch.Tensor:
+def pair_mask(layout: PairLayout) -> Tensor:
     """bool [S, S]: written from the words, token by token, not from slices."""
     part = ["t"] * layout.trunk + ["c"] * layout.chosen + ["r"] * layout.rejected + ["p"] * layout.padding
     allowed = torch.zeros(layout.length, layout.length, dtype=torch.bool)
@@ -26,7 +27,7 @@ def pair_mask(layout: PairLayout) -> torch.Tensor:
 
 @pytest.mark.parametrize("heads, groups", [(4, 4), (4, 2), (7, 1)])
 @pytest.mark.parametrize("lengths", [(33, 7, 5, 0), (1, 1, 1, 1), (5, 40, 2, 3), (64, 1, 17, 6)])
-def test_equals_masked_attention(heads, groups, lengths):
+def test_equals_masked_attention(heads: int, groups: int, lengths: tuple[int, ...]) -> None:
     """1e-5: fp32 kernels against float64; sums of at most 112 terms."""
     torch.manual_seed(0)
     layout = PairLayout(*lengths)
@@ -42,7 +43,7 @@ def test_equals_masked_attention(heads, groups, lengths):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_branches_do_not_see_each_other():
+def test_branches_do_not_see_each_other() -> None:
     """Changing one branch leaves the trunk and the other branch bit for bit."""
     torch.manual_seed(0)
     layout = PairLayout(20, 6, 9)

@@ -1,0 +1,121 @@
+"""score-reference against the Hugging Face model on each short conversation; killed runs; caches of something else."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.data.render import TrunkAndBranches
+from megatron_longpo.errors import UserError
+from megatron_longpo.reference.cache import ReferenceCache, default_path
+from megatron_longpo.reference.journal import Journal
+from tests.workspace import Workspace, make_workspace, verb
+
+NUM_PAIRS = 10  # more than score.py journals at once, so that a second call of the schedule takes part
+TOLERANCE = 1e-5
+"""Relative: fp32 on both sides, kernels that sum in another order through 4 layers, sums of up to 30 log-probs."""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return make_workspace(tmp_path_factory.mktemp("reference"), NUM_PAIRS)
+
+
+@pytest.fixture(scope="module")
+def cache(work: Workspace) -> ReferenceCache:
+    return ReferenceCache.open(default_path(work.data))
+
+
+def hf_sums(model: PreTrainedModel, turn: TrunkAndBranches) -> list[float]:
+    """[chosen, rejected]: each branch behind its own copy of the trunk, a sequence of its own."""
+    sums = []
+    for branch in (turn.chosen, turn.rejected):
+        tokens = torch.tensor([*turn.trunk.tolist(), *branch.tokens.tolist()])
+        with torch.no_grad():
+            logp = model(tokens[None]).logits[0].double().log_softmax(-1)
+        ((start, stop),) = (branch.spans + len(turn.trunk)).tolist()
+        sums.append(sum(logp[place - 1, tokens[place]].item() for place in range(start, stop)))
+    return sums
+
+
+def test_every_turn_equals_the_hugging_face_model(work: Workspace, cache: ReferenceCache) -> None:
+    """With the rotary base of the reference's own config.json, whatever the policy will be trained with."""
+    model = AutoModelForCausalLM.from_pretrained(work.hf, attn_implementation="eager", dtype=torch.float32).eval()
+    reader = PairReader(work.data)
+    assert len(cache) == len(reader) == NUM_PAIRS
+    for index in range(NUM_PAIRS):
+        expected = np.array([hf_sums(model, turn) for turn in reader[index].short])
+        np.testing.assert_allclose(cache[index], expected, rtol=TOLERANCE, atol=0, err_msg=f"pair {index}")
+
+
+def test_another_rotary_base_would_show(work: Workspace, cache: ReferenceCache) -> None:
+    """Ten times the base moves the sums far beyond the tolerance, so the test above can fail."""
+    model = AutoModelForCausalLM.from_pretrained(work.hf, attn_implementation="eager", dtype=torch.float32)
+    base = model.config.rope_parameters["rope_theta"]
+    assert base == cache.manifest.rotary_base
+    model.config.rope_parameters["rope_theta"] = 10 * base
+    wrong = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager").eval()
+    wrong.load_state_dict(model.state_dict())
+    expected = np.array([hf_sums(wrong, turn) for turn in PairReader(work.data)[0].short])
+    assert np.abs(cache[0] / expected - 1).min() > 10 * TOLERANCE
+
+
+def test_a_killed_scoring_goes_on(work: Workspace, cache: ReferenceCache, tmp_path: Path) -> None:
+    """What two ranks had journalled is not scored again; the line that the kill cut short is, and all others are.
+
+    The journalled sums are positive, which no log-probability is: in the cache they can only come from the journal.
+    """
+    output = tmp_path / "again.npz"
+    folder = tmp_path / ".again.npz.journal"
+    done = {index: [(1.0 + index, 2.0 + index)] * len(cache[index]) for index in (0, 3, 4, 9)}
+    for rank, indices in enumerate(((0, 4), (3, 9))):
+        journal = Journal(folder, asdict(cache.manifest), rank)
+        for index in indices:
+            journal.append(index, done[index])
+        journal.flush()
+    with (folder / "rank00001.jsonl").open("ab") as file:
+        file.write(b'{"pair": 7, "logp": [[1.0, 2')
+    score = ("score-reference", "--data", work.data, "--checkpoint", work.imported, "--output", output)
+    finished = verb(*score, num_ranks=2)
+    assert finished.status == 0, finished.output
+    again = ReferenceCache.open(output)
+    assert again.manifest == cache.manifest
+    assert not folder.exists()
+    for index in range(NUM_PAIRS):
+        np.testing.assert_array_equal(again[index], done.get(index, cache[index]), err_msg=f"pair {index}")
+
+
+def test_an_unfinished_scoring_of_something_else_is_refused(
+    work: Workspace, cache: ReferenceCache, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".again.npz.journal"
+    Journal(folder, asdict(cache.manifest) | {"rotary_base": 5.0}, 0).flush()
+    output = tmp_path / "again.npz"
+    finished = verb("score-reference", "--data", work.data, "--checkpoint", work.imported, "--output", output)
+    (line,) = [line for line in finished.output.splitlines() if "error" in line]
+    assert finished.status == 2, finished.output
+    assert f"{folder} is an unfinished scoring of something else; remove it to start over" in line
+    assert folder.exists() and not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "other", "message"),
+    [
+        ("dataset_fingerprint", "0" * 64, "another dataset .* score the dataset again"),
+        ("weights_sha256", "0" * 64, "another model .* --longpo-reference-checkpoint"),
+        ("rotary_base", 1e7, r"another RoPE base \(10000.0, need 10000000.0\); score it again"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(
+    cache: ReferenceCache, field: str, other: str | float, message: str
+) -> None:
+    manifest = asdict(cache.manifest)
+    own = {name: manifest[name] for name in ("dataset_fingerprint", "weights_sha256", "rotary_base")}
+    cache.check(**own)
+    with pytest.raises(UserError, match=message) as refused:
+        cache.check(**own | {field: other})
+    assert str(refused.value).startswith(f"{cache.path}: ") and "\n" not in str(refused.value)

@@ -1,0 +1,107 @@
+"""The training program: its first step, its metrics, and going on after every kind of interruption."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.workspace import Workspace, make_workspace, read_metrics, train, verb
+
+TEN = ["--train-iters", "10", "--save-interval", "5", "--split", "70,30,0", "--eval-interval", "5"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return make_workspace(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def straight(work: Workspace) -> Path:
+    """Ten steps in one go."""
+    finished = train(work, "--save", work.folder / "straight", "--longpo-metrics", work.folder / "straight.jsonl", *TEN)
+    assert finished.status == 0, finished.output
+    return work.folder / "straight"
+
+
+def test_first_margin_is_zero_when_short_is_long(tmp_path: Path) -> None:
+    """Policy = reference on the same contexts: margin 0 to the bit, preference loss log 2."""
+    same = make_workspace(tmp_path, num_pairs=4, short_equals_long=True)
+    finished = train(same, "--train-iters", "1", "--longpo-metrics", tmp_path / "metrics.jsonl")
+    assert finished.status == 0, finished.output
+    (step,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert step["margin"] == 0.0
+    assert step["policy_chosen_logp"] == step["reference_chosen_logp"] != 0.0
+    assert step["preference_loss"] == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_metrics(work: Workspace, straight: Path) -> None:
+    steps = read_metrics(work.folder / "straight.jsonl")
+    assert [step["step"] for step in steps] == list(range(1, 11))
+    for step in steps:
+        assert step["num_pairs"] == 4
+        assert step["num_tokens"]["trunk"] > 0 and step["num_tokens"]["branches"] > 0
+        assert step["loss"] == pytest.approx(step["nll"] + 0.01 * step["preference_loss"], rel=1e-9)
+    assert steps[-1]["nll"] < steps[0]["nll"]
+    assert [line["step"] for line in read_metrics(work.folder / "straight.jsonl", "valid")] == [5, 10]
+
+
+def test_resumes_bit_for_bit(work: Workspace, straight: Path) -> None:
+    """Five steps, then the same command again."""
+    save, metrics = work.folder / "resumed", work.folder / "resumed.jsonl"
+    for options in (["--exit-interval", "5"], []):
+        finished = train(work, "--save", save, "--longpo-metrics", metrics, *TEN, *options)
+        assert finished.status == 0, finished.output
+    assert "resuming from --save" in finished.output
+    for split in ("train", "valid"):
+        assert read_metrics(metrics, split) == read_metrics(work.folder / "straight.jsonl", split)
+
+
+def test_survives_a_kill_while_saving(work: Workspace, straight: Path) -> None:
+    """SIGKILL between the first file of the checkpoint and its tracker; the same command then starts over cleanly."""
+    save, metrics = work.folder / "killed", work.folder / "killed.jsonl"
+    tracker = save / "latest_checkpointed_iteration.txt"
+    started = save / "iter_0000005"
+    train(work, "--save", save, "--longpo-metrics", metrics, *TEN, kill_when=started.exists)
+    assert started.exists() and not tracker.exists(), "the kill came before the checkpoint was complete"
+    finished = train(work, "--save", save, "--longpo-metrics", metrics, *TEN)
+    assert finished.status == 0, finished.output
+    assert read_metrics(metrics) == read_metrics(work.folder / "straight.jsonl")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [["--tensor-model-parallel-size", "2", "--sequence-parallel"], ["--pipeline-model-parallel-size", "2"], []],
+)
+def test_resumes_in_another_layout(work: Workspace, straight: Path, layout: list[str], tmp_path: Path) -> None:
+    """Distributed optimizer on (2, 1, 1) for five steps, then on another layout: 1e-6, fp32 sums in another order."""
+    common = [
+        "--save",
+        str(tmp_path / "run"),
+        "--longpo-metrics",
+        str(tmp_path / "m.jsonl"),
+        "--use-distributed-optimizer",
+    ]
+    first = ["--tensor-model-parallel-size", "2", "--exit-interval", "5"]
+    for options in (first, layout):
+        finished = train(work, *common, *TEN, *options, num_ranks=2)
+        assert finished.status == 0, finished.output
+    for ours, theirs in zip(
+        read_metrics(tmp_path / "m.jsonl"), read_metrics(work.folder / "straight.jsonl"), strict=True
+    ):
+        for name in ("loss", "nll", "preference_loss", "policy_chosen_logp", "policy_rejected_logp"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6), (ours["step"], name)
+
+
+def test_exports_what_was_trained(work: Workspace, tmp_path: Path) -> None:
+    """The export loads in transformers, has the new RoPE, and its log-probs are the policy's of the next step."""
+    base = ["--rotary-base", "50000", "--save", tmp_path / "run", "--longpo-metrics", tmp_path / "m.jsonl"]
+    finished = train(work, *base, "--train-iters", "2", "--save-interval", "2")
+    assert finished.status == 0, finished.output
+    exported = verb("export-hf", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
+    assert exported.status == 0, exported.output
+    config = AutoConfig.from_pretrained(tmp_path / "hf")
+    assert config.rope_parameters["rope_theta"] == 50000.0
+    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (work.hf, tmp_path / "hf"))
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,287 @@
+"""Seeded faults that the tests must notice: ``python -m tests.mutations [NAME ...]`` (``make mutations``).
+
+Each fault is one text replaced in one file of a temporary copy of the package, never of the checkout. The tests named
+with it are run in the copy and must fail. First all of them are run unmutated and must pass.
+
+Exit status 1 if a fault survives, if its text is not found exactly once, if its tests cannot be run (then nothing was
+tested: pytest's statuses 2 to 5), or if the unmutated copy is not green.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("megatron_longpo", "tests", "pyproject.toml", "LICENSE")
+"""What the named tests read; LICENSE is the text that tokenizers are trained on."""
+
+ATTENTION = "tests/unit/model/test_attention.py"
+LAYOUT = "tests/unit/model/test_layout.py"
+LOGPROB = "tests/unit/model/test_logprob.py::test_equals_log_softmax"
+SCALING = "tests/unit/objective/test_scaling.py"
+OPENER = "tests/unit/data/test_opener.py"
+NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
+STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
+REFERENCE = "tests/integration/test_reference.py::test_every_turn_equals_the_hugging_face_model"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mutation:
+    """One fault and the tests that must fail on it."""
+
+    name: str
+    file: str
+    """Below the repository's root."""
+    old: str
+    """Occurs exactly once in the file."""
+    new: str
+    tests: tuple[str, ...]
+    """pytest node ids; one failing is enough."""
+
+    def apply(self, text: str) -> str:
+        """The file's text with the fault; raises ValueError if ``old`` is not in it exactly once."""
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.name}: {self.old!r} is {count} times in {self.file}, need 1; rewrite the mutation")
+        return text.replace(self.old, self.new)
+
+
+MUTATIONS = (
+    Mutation(
+        name="rejected-sees-chosen",
+        file="megatron_longpo/model/attention.py",
+        old="for part in layout.branch_slices:",
+        new="for part in (layout.branches_slice,):",
+        tests=(ATTENTION,),
+    ),
+    Mutation(
+        name="rejected-sees-chosen-in-backward",
+        file="megatron_longpo/model/attention.py",
+        old="calls += [(part, part, True) for part in layout.branch_slices]",
+        new="calls += [(branches, branches, True)]",
+        tests=(ATTENTION,),
+    ),
+    Mutation(
+        name="partial-attentions-merged-without-rescaling",
+        file="megatron_longpo/model/kernels.py",
+        old="torch.exp(lse.float() - lse_HT).unsqueeze(-1) * out.float()",
+        new="out.float() / len(parts)",
+        tests=(ATTENTION,),
+    ),
+    Mutation(
+        name="branch-positions-shifted",
+        file="megatron_longpo/model/layout.py",
+        old="(layout.trunk, layout.chosen),\n            (layout.trunk, layout.rejected),",
+        new="(layout.trunk + 1, layout.chosen),\n            (layout.trunk + 1, layout.rejected),",
+        tests=(STEP + "[one-rank]",),
+    ),
+    Mutation(
+        name="rejected-positions-follow-chosen",
+        file="megatron_longpo/model/layout.py",
+        old="(layout.trunk, layout.rejected),",
+        new="(layout.trunk + layout.chosen, layout.rejected),",
+        tests=(LAYOUT,),
+    ),
+    Mutation(
+        name="label-shifted",
+        file="megatron_longpo/model/layout.py",
+        old="torch.roll(tokens_S, -1)",
+        new="torch.roll(tokens_S, -2)",
+        tests=(LAYOUT,),
+    ),
+    Mutation(
+        name="nll-counts-padding",
+        file="megatron_longpo/model/layout.py",
+        old="        in_nll_S[: chosen.stop - 1] = True\n",
+        new="        in_nll_S[: chosen.stop - 1] = True\n        in_nll_S[layout.branches_slice.stop :] = True\n",
+        tests=(LAYOUT,),
+    ),
+    Mutation(
+        name="gradient-not-divided-by-pairs",
+        file="megatron_longpo/objective/scaling.py",
+        old="num_pairs.to(torch.int32), summed",
+        new="torch.zeros_like(num_pairs, dtype=torch.int32), summed",  # finalize_model_grads then divides by 1
+        tests=(STEP + "[one-rank]",),
+    ),
+    Mutation(
+        name="micro-batch-factor-wrong",
+        file="megatron_longpo/objective/scaling.py",
+        old="num_pairs.to(torch.int32), summed",
+        new="2 * num_pairs.to(torch.int32), summed",
+        tests=(STEP + "[one-rank]",),
+    ),
+    Mutation(
+        name="divided-by-pairs-twice",
+        file="megatron_longpo/objective/scaling.py",
+        old="return (loss_P * weight_P).sum(), ",
+        new="return (loss_P * weight_P).sum() / num_pairs, ",
+        tests=(SCALING,),
+    ),
+    Mutation(
+        name="data-parallel-factor-applied-twice",
+        file="megatron_longpo/objective/scaling.py",
+        old="return (loss_P * weight_P).sum(), ",
+        new="return (loss_P * weight_P).sum() / torch.distributed.get_world_size(), ",
+        tests=(STEP + "[two-data-parallel]",),
+    ),
+    Mutation(
+        name="pair-that-fills-a-batch-counts",
+        file="megatron_longpo/objective/scaling.py",
+        old="return (loss_P * weight_P).sum(), ",
+        new="return loss_P.sum(), ",
+        tests=(SCALING,),
+    ),
+    Mutation(
+        name="reference-with-the-policys-rope",
+        file="megatron_longpo/reference/score.py",
+        old="shape = ModelShape.of(options, multiple=tp)",
+        new='shape = ModelShape.of({**options, "rotary_base": 10 * options["rotary_base"]}, multiple=tp)',
+        tests=(REFERENCE,),
+    ),
+    Mutation(
+        name="opener-is-one-token-earlier",
+        file="megatron_longpo/data/render.py",
+        old="return Branch(tokens.ids[opener :",
+        new="return Branch(np.r_[tokens.ids[opener - 1], tokens.ids[opener + 1 :]][:",
+        tests=(OPENER,),
+    ),
+    Mutation(
+        name="branch-starts-one-token-early",
+        file="megatron_longpo/data/render.py",
+        old="opener = int(chosen.spans[0, 0]) - 1",
+        new="opener = int(chosen.spans[0, 0]) - 2",
+        tests=(OPENER,),
+    ),
+    Mutation(
+        name="gate-and-up-swapped",
+        file="megatron_longpo/hf/names.py",
+        old="return torch.cat(list(parts))",
+        new="return torch.cat(list(parts)[::-1])",
+        tests=(NAMES,),
+    ),
+    Mutation(
+        name="vocabulary-padding-gets-probability",
+        file="megatron_longpo/model/logprob.py",
+        old="num_real = max(0, min(weight_VE.shape[0], vocab_size - first))",
+        new="num_real = weight_VE.shape[0]",
+        tests=(LOGPROB + "[1]",),
+    ),
+    Mutation(
+        name="hidden-gradient-not-summed-over-tp",
+        file="megatron_longpo/model/logprob.py",
+        old="hidden_S1E = copy_to_tensor_model_parallel_region(hidden_S1E, group=tp_group)",
+        new="assert copy_to_tensor_model_parallel_region",
+        tests=(LOGPROB + "[2]",),
+    ),
+    Mutation(
+        name="tied-embedding-gradient-lost",
+        file="megatron_longpo/model/forward.py",
+        old="output_layer.weight if output_weight is None else output_weight,",
+        new="output_layer.weight if output_weight is None else output_weight.detach(),",
+        tests=(STEP + "[one-rank]",),
+    ),
+)
+
+
+def main() -> int:
+    """Run the mutations named on the command line, or all; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="run these only")
+    names = parser.parse_args().names
+    if unknown := set(names) - {mutation.name for mutation in MUTATIONS}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(m.name for m in MUTATIONS)}")
+    chosen = [mutation for mutation in MUTATIONS if not names or mutation.name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        return run_all(chosen, Path(folder))
+
+
+def copy_tree(tree: Path) -> None:
+    """Copy what the tests need into the empty folder ``tree``."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, tree / name)
+
+
+def run_all(mutations: list[Mutation], tree: Path) -> int:
+    """Print the table, a row as soon as it is known; 0 if all mutations are caught."""
+    every_test = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
+    start = time.monotonic()
+    status, output = run_tests(tree, every_test)
+    if status:
+        print(f"{output}\nthe unmutated copy is not green", file=sys.stderr)
+        return 1
+    width = max(len(mutation.name) for mutation in mutations)
+    print(f"{'mutation':{width}}  result    seconds  tests")
+    _print_row(width, "(none)", "green", start, every_test)
+    num_failed = 0
+    for mutation in mutations:
+        start = time.monotonic()
+        result, output = try_mutation(mutation, tree)
+        _print_row(width, mutation.name, result, start, mutation.tests)
+        if result != "caught":
+            num_failed += 1
+            print(output, file=sys.stderr)
+    print(f"{len(mutations) - num_failed} of {len(mutations)} caught")
+    return int(num_failed > 0)
+
+
+def try_mutation(mutation: Mutation, tree: Path) -> tuple[str, str]:
+    """(caught, SURVIVED or BROKEN; what there is to read about it)."""
+    try:
+        with applied(mutation, tree):
+            status, output = run_tests(tree, mutation.tests)
+    except (ValueError, OSError, subprocess.TimeoutExpired) as error:
+        return "BROKEN", str(error)
+    # pytest: 0 all passed, 1 a test failed, more than that: it could not run them.
+    return {0: "SURVIVED", 1: "caught"}.get(status, "BROKEN"), output
+
+
+@contextmanager
+def applied(mutation: Mutation, tree: Path) -> Iterator[None]:
+    """The mutation stands in ``tree`` inside the block, the original after it."""
+    path = tree / mutation.file
+    original = path.read_text(encoding="utf-8")
+    path.write_text(mutation.apply(original), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(original, encoding="utf-8")
+
+
+def run_tests(tree: Path, tests: Iterable[str]) -> tuple[int, str]:
+    """(pytest's status, its output), up to the first failure.
+
+    No bytecode is written: that of a mutation of the same size within the same second would pass for the original's.
+    """
+    environment = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=tree,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    return finished.returncode, finished.stdout
+
+
+def _print_row(width: int, name: str, result: str, start: float, tests: Iterable[str]) -> None:
+    shown = ", ".join(test.removeprefix("tests/") for test in tests)
+    print(f"{name:{width}}  {result:8}  {time.monotonic() - start:7.1f}  {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The same comparison as test_step.py on two layouts only: for a quick look, and what tests/mutations.py runs.
+
+One rank with tied embeddings, and two data-parallel ranks of uneven pairs, each with several micro-batches.
+"""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tests.parity.cases import Case, random_pairs
+from tests.parity.test_step import TOLERANCE, measure
+
+CASES = {
+    "one-rank": Case(architecture="qwen2", tied=True, num_turns=2, seed=101),
+    "two-data-parallel": Case(architecture="mistral", tied=False, dp=2, num_turns=3, nll_over_all=False, seed=102),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_equals_oracle(case: Case, tmp_path: Path) -> None:
+    found = measure([case], tmp_path)[case.name]
+    assert all(difference <= TOLERANCE for difference in found.values()), found
+
+
+def test_the_data_parallel_ranks_hold_pairs_of_different_lengths() -> None:
+    """Else an average over ranks and one over pairs would be the same number."""
+    pairs = random_pairs(CASES["two-data-parallel"])
+    for name in ("trunk", "chosen", "rejected"):
+        lengths = [len(pair[name]) for pair in pairs]
+        assert all(mine != others for mine, others in itertools.pairwise(lengths)), (name, lengths)
