@@ -129,6 +129,9 @@ def _exit_with(main: Callable[[], int]) -> None:
     """Run and leave at once: interpreter shutdown after a fork with threads is not worth its risks."""
     import torch
 
+    from megatron_longpo import platform
+
+    platform.activate(announce=False)  # the server ignores it if its preload fails
     torch.set_num_threads(1)
     try:
         status = main()

@@ -45,24 +45,10 @@ OPENINGS = {
     "Population": ("Where do most people in {country}", "Why does {country}"),
 }
 """A line's label -> first words of a question about it."""
-COMMON_WORDS = frozenset(
-    {
-        "about",
-        "after",
-        "also",
-        "before",
-        "between",
-        "called",
-        "country",
-        "does",
-        "from",
-        "have",
-        "into",
-        "located",
-        "made",
-    }
-    | {"most", "much", "name", "named", "that", "their", "this", "what", "when", "where", "which", "with"}
-)
+COMMON_WORDS = frozenset((
+    "about", "after", "also", "before", "between", "called", "country", "does", "from", "have", "into", "located",
+    "made", "most", "much", "name", "named", "that", "their", "this", "what", "when", "where", "which", "with",
+))  # fmt: skip
 NUM_CANDIDATES = 4
 MAX_QUESTION_TOKENS = 32
 MAX_QUESTION_CHARACTERS = 120

@@ -17,8 +17,6 @@ from tests.pairs import make_record, make_records, write_jsonl
 from tests.unit.commands.building import build, one_error_line
 from tests.unit.data.test_indexed import flat
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -16,6 +16,7 @@ PAIR = Pair("p", "A long story.", (Turn("A story.", "When was it?", "Long ago.",
         ("chatml", "<|im_start|>assistant", "\n", "<|im_end|>"),
         ("llama3", "<|start_header_id|>assistant<|end_header_id|>", "\n\n", "<|eot_id|>"),
     ],
+    ids=["chatml", "llama3"],
 )
 def test_branches_open_with_the_token_before_the_first_answer(
     tokenizer_folders: dict[str, Path], family: str, header: str, opener: str, end_of_turn: str
