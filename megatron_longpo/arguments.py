@@ -200,7 +200,7 @@ def _refuse_unsupported(args: argparse.Namespace) -> None:
         "--use-torch-fsdp2 or --use-megatron-fsdp": args.use_torch_fsdp2 or args.use_megatron_fsdp,
         "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,
         "--full-validation": args.full_validation,
-        "--use-distributed-optimizer with torch's Adam (install Transformer Engine or Apex; Megatron cannot resume it)": (
+        "--use-distributed-optimizer without Transformer Engine or Apex (Megatron cannot resume torch's Adam)": (
             args.use_distributed_optimizer and not platform.is_cpu() and not _has_fused_adam()
         ),
     }

@@ -118,7 +118,7 @@ def pair_targets(
     next_token = torch.roll(tokens_S, -1)
     segment_S = torch.full_like(tokens_S, no_segment)
     for branch, spans, first in ((chosen, chosen_spans_K2, 0), (rejected, rejected_spans_K2, num_turns)):
-        for turn, (start, stop) in enumerate(cast(list[list[int]], spans.tolist())):
+        for turn, (start, stop) in enumerate(cast(list[list[int]], spans.tolist())):  # pyright: ignore[reportUnknownMemberType]
             # The token at position p of the branch is predicted by the token at p - 1.
             segment_S[branch.start + start - 1 : branch.start + stop - 1] = first + turn
     in_nll_S = segment_S < num_turns

@@ -1,6 +1,7 @@
 """Loss, log-probs and every weight's gradient equal the oracle's, in every parallel layout."""
 
 import itertools
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -46,9 +47,10 @@ def layout_cases() -> list[Case]:
 
 
 def relative(ours: float | torch.Tensor, theirs: float | torch.Tensor) -> float:
-    """Largest difference over the largest element of ``theirs``."""
+    """Largest difference over the largest element of ``theirs``; infinite for NaN, which Python's max would lose."""
     ours, theirs = torch.as_tensor(ours, dtype=torch.float64), torch.as_tensor(theirs, dtype=torch.float64)
-    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)).item()
+    difference = ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)).item()
+    return difference if math.isfinite(difference) else math.inf
 
 
 def differences(ours: Result, theirs: Result) -> dict[str, float]:
