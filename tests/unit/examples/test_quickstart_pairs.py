@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.fetch_model import default_folder
-from examples.quickstart.make_pairs import MIN_DOCUMENT_CHARACTERS, MIN_LINES_PER_CHUNK
-from examples.quickstart.text import FIELDS, MAX_LINE_CHARACTERS
+from examples.quickstart.make_pairs import MAX_CHUNK_CHARACTERS
 from examples.quickstart.writer import MAX_QUESTION_CHARACTERS
 from megatron_longpo.data.pair import Pair, read_pairs
 
@@ -59,12 +58,11 @@ def test_the_answers_differ_and_are_whole_sentences(pairs: list[Pair]) -> None:
 
 
 def test_sizes_in_characters(pairs: list[Pair]) -> None:
-    longest_chunk = len(FIELDS) * (MAX_LINE_CHARACTERS + 32)  # a label and a line break beside each line
     for pair in pairs:
-        assert MIN_DOCUMENT_CHARACTERS <= len(pair.context) <= MIN_DOCUMENT_CHARACTERS + longest_chunk
+        assert 2900 <= len(pair.context) <= 6000
         for turn in pair.turns:
-            assert MIN_LINES_PER_CHUNK < len(turn.short_context.split("\n")) <= len(FIELDS) + 1
-            assert 2 * len(turn.short_context) < len(pair.context)
+            assert len(turn.short_context) <= MAX_CHUNK_CHARACTERS + 30  # the country's name and a line break
+            assert 3 * len(turn.short_context) < len(pair.context)
 
 
 def test_trunks_have_700_to_1500_tokens(pairs: list[Pair]) -> None:

@@ -2,11 +2,14 @@
 
 import pytest
 
-from examples.quickstart.text import Chunk, leading_clauses, make_documents, split_sentences
-from examples.quickstart.writer import has_only_names_of, is_evidence_of, is_usable_question
+from examples.quickstart.text import Chunk, make_documents, opening, split_sentences
+from examples.quickstart.writer import has_only_names_of, is_usable_question
 
-FACT = 'Origin of the capital\'s name: the name means "smoky bay" and may refer to the steam of hot springs'
-CHUNK = Chunk("Iceland", ("Terrain: mostly plateau with the volcano Askja, 1510 m high", "Capital: Reykjavik", FACT))
+CHUNK = Chunk(
+    "Iceland",
+    "Iceland boasts the world's oldest legislative assembly, the Althingi, which was established in 930. "
+    "Fallout from the Askja volcano of 1875 devastated the Icelandic economy.",
+)
 
 
 @pytest.mark.parametrize(
@@ -24,15 +27,15 @@ def test_sentences(text: str, sentences: list[str]) -> None:
     assert split_sentences(text) == sentences
 
 
-def test_leading_clauses_are_whole_within_the_limit_and_at_least_one() -> None:
-    text = "aaaa bbbb; cccc dddd; eeee"
-    assert leading_clauses(text, 20) == "aaaa bbbb; cccc dddd"
-    assert leading_clauses(text, 19) == "aaaa bbbb"
-    assert leading_clauses(text, 3) == "aaaa bbbb"
+def test_an_opening_is_whole_sentences_within_the_limit_and_at_least_one() -> None:
+    text = "Aaaa bbbb. Cccc dddd. Eeee."
+    assert opening(text, 21) == "Aaaa bbbb. Cccc dddd."
+    assert opening(text, 20) == "Aaaa bbbb."
+    assert opening(text, 3) == "Aaaa bbbb."
 
 
 def test_documents_are_long_enough_hold_each_chunk_once_and_follow_the_seed() -> None:
-    chunks = [Chunk(f"Land{n:02}", ("x" * 90,)) for n in range(25)]
+    chunks = [Chunk(f"Land{n:02}", "x" * 90) for n in range(25)]
     documents = make_documents(chunks, seed=1, min_characters=290)
     used = [chunk for document in documents for chunk in document.chunks]
     assert [document.number for document in documents] == list(range(8))
@@ -42,25 +45,20 @@ def test_documents_are_long_enough_hold_each_chunk_once_and_follow_the_seed() ->
     assert documents != make_documents(chunks, seed=2, min_characters=290)
 
 
-@pytest.mark.parametrize(
-    "question",
-    ["How high is the volcano Askja of Iceland?", "What does the name of the capital of Iceland refer to?"],
-)
-def test_questions_from_the_chunk_are_usable(question: str) -> None:
-    assert is_usable_question(question, CHUNK)
+def test_a_question_from_the_chunk_is_usable() -> None:
+    assert is_usable_question("How did the Askja volcano devastate the economy of Iceland in 1875?", CHUNK)
 
 
 @pytest.mark.parametrize(
     "question",
     [
-        "How high is the volcano Askja?",  # of which country?
-        "Was the volcano Askja of Iceland 2000 m high?",  # a number that is not in the chunk
-        "How high is the volcano Hekla of Iceland?",  # a name that is not
-        "Who influences football matches of Iceland?",  # about something else
-        "How high is the volcano Askja of Iceland",  # cut short
-        "How high is the volcano of Iceland? What is the terrain?",  # two
+        "How did the Askja volcano devastate the economy in 1875?",  # which country?
+        "How did the Askja volcano devastate the economy of Iceland in 1998?",  # a year that is not in the chunk
+        "How did the Krakatoa volcano devastate the economy of Iceland in 1875?",  # a name that is not
+        "How did the weather influence football matches of Iceland?",  # about something else
+        "How did the Askja volcano devastate the economy of Iceland in 1875",  # cut short
+        "How did the volcano devastate the economy of Iceland? What did the economy do?",  # two
         "What is Iceland?",  # no main word
-        f"How high is the volcano Askja of Iceland{', the volcano' * 7}?",  # too long
     ],
 )
 def test_other_questions_are_not(question: str) -> None:
@@ -68,14 +66,6 @@ def test_other_questions_are_not(question: str) -> None:
 
 
 def test_names_and_numbers_of_an_answer_must_stand_in_its_source() -> None:
-    assert has_only_names_of(CHUNK.text, "Its capital, Reykjavik, lies far from Askja. Volcanoes are 1510 m high.")
-    assert not has_only_names_of(CHUNK.text, "Its capital, Oslo, lies far from Askja.")
-    assert not has_only_names_of(CHUNK.text, "Its volcano is 1511 m high.")
-
-
-def test_an_answer_must_take_up_the_fact_beyond_the_question() -> None:
-    question = "What does the name of the capital of Iceland mean?"
-    assert is_evidence_of(FACT, question, "It means smoky bay, after the steam.")
-    assert not is_evidence_of(FACT, question, "The name of the capital of Iceland has a meaning.")
-    assert is_evidence_of("Capital: Reykjavik", "What is the capital of Iceland?", "It is Reykjavik.")
-    assert not is_evidence_of("Capital: Reykjavik", "What is the capital of Iceland?", "It is the capital.")
+    assert has_only_names_of(CHUNK.text, "Its assembly, the Althingi, was established in 930. Askja came later.")
+    assert not has_only_names_of(CHUNK.text, "Its assembly, the Storting, was established in 930.")
+    assert not has_only_names_of(CHUNK.text, "Its assembly, the Althingi, was established in 931.")
