@@ -7,12 +7,14 @@ the checkpoint's own config.json and becomes the parser's defaults.
 import argparse
 import importlib.util
 import os
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_longpo import platform
+from megatron_longpo.data.dataset import split_pairs
 from megatron_longpo.data.indexed import Manifest, PairReader
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
@@ -24,7 +26,7 @@ from megatron_longpo.step import StepSettings
 TRACKER = "latest_checkpointed_iteration.txt"
 
 CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
-"""Options that the checkpoint suggests and the user may set otherwise; the rest of its shape is fixed."""
+"""What the checkpoint suggests and the user may set otherwise; the rest of its shape is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,23 +48,28 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     Raises:
         UserError: an option is missing, wrong, not supported, or contradicts another, the dataset or the checkpoint.
     """
-    from megatron.training.arguments import parse_and_validate_args
+    from megatron.training.arguments import parse_args, validate_args
+    from megatron.training.global_vars import set_global_variables
 
-    try:
-        args = parse_and_validate_args(extra_args_provider=_add_options)
-    except AssertionError as error:  # how Megatron refuses options
-        raise UserError(f"Megatron refuses the options: {error or 'see the traceback of validate_args'}") from error
+    args = parse_args(_add_options)
+    # Ours come first: they say what to change, where an assertion of Megatron may stay silent.
     _refuse_unsupported(args)
     source = _source(args)
-    reader = PairReader(Path(args.longpo_data))
-    identity = read_identity(source)
     _check_shape(args, source)
+    reader = PairReader(Path(args.longpo_data))
     _check_lengths(args, reader.manifest)
-    _check_tokenizer(reader.manifest, identity, source)
+    _check_tokenizer(reader.manifest, read_identity(source), source)
+    reference = _reference(args, reader.manifest, source)
     _choose_load(args, source)
+    try:
+        validate_args(args)
+    except AssertionError as error:
+        asserted = traceback.extract_tb(error.__traceback__)[-1].line
+        raise UserError(f"Megatron refuses the options: {error or asserted}") from error
+    set_global_variables(args)
     return args, LongPOSettings(
         reader=reader,
-        reference=_reference(args, reader.manifest, source),
+        reference=reference,
         shape=_model_shape(args),
         step=_step_settings(args),
         metrics=Path(args.longpo_metrics) if args.longpo_metrics else None,
@@ -107,6 +114,7 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         "micro_batch_size": 1,
         "eval_interval": 100,  # Megatron computes with it even where nothing is held out
         "split": "100,0,0",
+        "dataloader_type": "single",
         "transformer_impl": "local",
         "tokenizer_type": "NullTokenizer",
         "ckpt_format": "torch_dist",
@@ -117,7 +125,7 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         # Every checkpoint can be resumed on another (tp, pp, dp) (megatron/core/optimizer/distrib_optimizer.py).
         "dist_ckpt_optim_fully_reshardable": True,
     }
-    num_train, num_valid, num_test = (len(part) for part in _split(known.split or "100,0,0", manifest))
+    num_train, num_valid, num_test = (len(part) for part in split_pairs(manifest.num_pairs, known.split or "100,0,0"))
     if num_test:
         raise UserError(
             f"--split {known.split}: only a validation part can be held out; give two weights, such as 90,10"
@@ -136,15 +144,8 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
     return defaults
 
 
-def _split(split: str, manifest: Manifest) -> tuple[range, range, range]:
-    from megatron_longpo.data.dataset import split_pairs
-
-    return split_pairs(manifest.num_pairs, split)
-
-
 def _one_epoch(known: argparse.Namespace, num_train: int) -> int:
-    batch = known.global_batch_size
-    if not batch:
+    if not (batch := known.global_batch_size):
         raise UserError("--global-batch-size is missing: pairs per optimizer step")
     if batch > num_train:
         raise UserError(
@@ -189,7 +190,8 @@ def _refuse_unsupported(args: argparse.Namespace) -> None:
     refused = {
         "--context-parallel-size": args.context_parallel_size > 1,
         "--micro-batch-size (1 pair per micro-batch)": args.micro_batch_size != 1,
-        "--num-layers-per-virtual-pipeline-stage": args.virtual_pipeline_model_parallel_size is not None,
+        "--num-layers-per-virtual-pipeline-stage": args.num_layers_per_virtual_pipeline_stage is not None,
+        "--num-virtual-stages-per-pipeline-rank": args.num_virtual_stages_per_pipeline_rank is not None,
         "--num-experts": args.num_experts is not None,
         "--transformer-impl (local is)": args.transformer_impl != "local",
         "--fp8-format": args.fp8 is not None,

@@ -87,10 +87,12 @@ def launch(
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{argv} hangs after {timeout} s:\n{_log(folder, 0)[-3000:]}")
                 time.sleep(0.01)
-            time.sleep(1.0 if num_ranks > 1 and any(p.exitcode for p in ranks) else 0.0)  # let rank 0 say why
+            grace = time.monotonic() + 15.0  # ranks that refuse the same thing say so themselves, one after the other
+            while any(p.exitcode is None for p in ranks) and time.monotonic() < grace:
+                time.sleep(0.01)
         finally:
             _kill(ranks)
-        return Finished(max(abs(p.exitcode or 0) for p in ranks), _log(folder, 0))
+        return Finished(_status(ranks), _log(folder, 0))
 
 
 def _kill(ranks: Sequence[BaseProcess]) -> None:
@@ -101,6 +103,12 @@ def _kill(ranks: Sequence[BaseProcess]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.join()
+
+
+def _status(ranks: Sequence[BaseProcess]) -> int:
+    """The highest status that a rank exited with by itself; else the number of the signal that ended one, or 0."""
+    codes = [process.exitcode or 0 for process in ranks]
+    return max(codes) if max(codes) > 0 else -min(codes)
 
 
 def _free_port() -> int:

@@ -27,7 +27,7 @@ NUM_STEPS = 12
 TRAINING_LINES = re.compile(r"^ ?(train|valid) step |CUDA is not available|error: ")
 TRAINING_OPTIONS = (
     "--split", "75,25,0", "--micro-batch-size", "1", "--global-batch-size", "2", "--optimizer", "adam",
-    "--weight-decay", "0", "--clip-grad", "1", "--eval-iters", "3", "--eval-interval", "5", "--log-interval", "1",
+    "--weight-decay", "0", "--clip-grad", "1", "--eval-iters", "3", "--eval-interval", "7", "--log-interval", "1",
     "--seed", "42",
 )  # fmt: skip
 SCHEDULE = ("--lr", "1e-5", "--min-lr", "1e-6", "--lr-decay-style", "cosine", "--lr-warmup-fraction", "0.1")
