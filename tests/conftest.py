@@ -1,8 +1,18 @@
 """How the tests are shared between processes (``make test`` runs them under pytest-xdist)."""
 
+import signal
+
 import pytest
 
 FOLDERS_OF_RANKS = {"distributed", "parity", "integration"}
+
+
+def pytest_configure() -> None:
+    """Let the programs under test hear Ctrl-C also where the tests run in the background.
+
+    A shell without job control, as in CI, starts background commands with SIGINT ignored, and children inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def starts_processes(item: pytest.Item) -> bool:

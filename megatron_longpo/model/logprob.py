@@ -69,6 +69,7 @@ class _TokenLogprobs(torch.autograd.Function):
             lse_N[chunk] = torch.logsumexp(logits_CV, dim=-1)
             here_C, column_C = _own_labels(local_labels_N[chunk], num_real)
             label_logit_N[chunk] = logits_CV.gather(1, column_C[:, None]).squeeze(1) * here_C
+            del logits_CV  # before the next chunk's are made: otherwise both are alive
         lse_N = _logsumexp_over(lse_N, tp_group)
         dist.all_reduce(label_logit_N, group=tp_group)
         ctx.save_for_backward(hidden_SE, weight_VE, rows_N, local_labels_N, lse_N)
@@ -92,6 +93,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_hidden_SE[rows_N[chunk]] = grad_CV @ weight_VE[:num_real]
             if grad_weight is not None:
                 grad_weight.add(grad_CV, hidden_CE)
+            del grad_CV
         return grad_hidden_SE, grad_weight.finish() if grad_weight is not None else None, None, None, None, None
 
 
