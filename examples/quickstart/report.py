@@ -52,6 +52,17 @@ def print_costs(console: Console, stages: Sequence[tuple[str, Record, bool]]) ->
     console.print(table)
 
 
+def write_summary(
+    path: Path, before: dict[str, Any], after: dict[str, Any], stages: Sequence[tuple[str, Record, bool]]
+) -> None:
+    """Write what the tables show, in full precision: held-out means, seconds and peak bytes of every stage."""
+    held_out = {name: {"before": before[name], "after": after[name]} for name, _ in SHOWN}
+    costs = {
+        title: {"seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes} for title, record, _ in stages
+    }
+    path.write_text(json.dumps({"held_out": held_out, "stages": costs}, indent=2) + "\n", encoding="utf-8")
+
+
 def draw_curves(train: list[dict[str, Any]], held_out: list[dict[str, Any]], path: Path) -> None:
     """Loss, nll, margin and accuracy by step: training batches as a line, held-out pairs as points."""
     import matplotlib

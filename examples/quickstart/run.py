@@ -19,7 +19,7 @@ from types import FrameType
 from rich.console import Console
 
 from examples.quickstart.fetch_model import MODEL_NAME, default_folder
-from examples.quickstart.report import draw_curves, print_costs, print_quality, read_metrics
+from examples.quickstart.report import draw_curves, print_costs, print_quality, read_metrics, write_summary
 from examples.quickstart.stages import ROOT, Record, Stage, StageError, run_stage
 
 PAIRS = ROOT / "examples" / "quickstart" / "pairs.jsonl"
@@ -27,7 +27,7 @@ NUM_STEPS = 12
 TRAINING_LINES = re.compile(r"^ ?(train|valid) step |CUDA is not available|error: ")
 TRAINING_OPTIONS = (
     "--split", "75,25,0", "--micro-batch-size", "1", "--global-batch-size", "2", "--optimizer", "adam",
-    "--weight-decay", "0", "--clip-grad", "1", "--eval-iters", "3", "--eval-interval", "7", "--log-interval", "1",
+    "--weight-decay", "0", "--clip-grad", "1", "--eval-iters", "3", "--eval-interval", "1000", "--log-interval", "1",
     "--seed", "42",
 )  # fmt: skip
 SCHEDULE = ("--lr", "1e-5", "--min-lr", "1e-6", "--lr-decay-style", "cosine", "--lr-warmup-fraction", "0.1")
@@ -141,6 +141,7 @@ def show(work: Path, finished: list[tuple[str, Record, bool]], console: Console)
         console.print(f"  {name}: {answer}", markup=False, highlight=False)
     print_quality(console, before, held_out[-1], NUM_STEPS)
     print_costs(console, finished)
+    write_summary(work / "summary.json", before, held_out[-1], finished)
     console.print(f"curves: {curves}\ntrained model (Hugging Face): {work / 'exported'}", soft_wrap=True)
 
 

@@ -93,6 +93,21 @@ def test_resumes_in_another_layout(work: Workspace, straight: Path, layout: list
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6), (ours["step"], name)
 
 
+def test_bf16(work: Workspace, straight: Path, tmp_path: Path) -> None:
+    """bf16 weights with fp32 master weights: the same course to bf16's 8 bits, and an export in bf16."""
+    options = ["--bf16", "--tensor-model-parallel-size", "2", "--sequence-parallel", "--use-distributed-optimizer"]
+    options += ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
+    metrics, run = tmp_path / "m.jsonl", tmp_path / "run"
+    finished = train(work, "--save", run, "--longpo-metrics", metrics, *TEN, *options, num_ranks=2)
+    assert finished.status == 0, finished.output
+    for ours, theirs in zip(read_metrics(metrics), read_metrics(work.folder / "straight.jsonl"), strict=True):
+        for name in ("nll", "policy_chosen_logp", "policy_rejected_logp"):
+            assert ours[name] == pytest.approx(theirs[name], rel=2e-2), (ours["step"], name)
+    exported = verb("export-hf", "--checkpoint", run, "--output", tmp_path / "hf")
+    assert exported.status == 0, exported.output
+    assert AutoConfig.from_pretrained(tmp_path / "hf").dtype == torch.bfloat16
+
+
 def test_exports_what_was_trained(work: Workspace, tmp_path: Path) -> None:
     """The export loads in transformers, has the new RoPE, and its log-probs are the policy's of the next step."""
     base = ["--rotary-base", "50000", "--save", tmp_path / "run", "--longpo-metrics", tmp_path / "m.jsonl"]

@@ -35,7 +35,7 @@ def layout_cases() -> list[Case]:
                 tp=tp,
                 pp=pp,
                 dp=dp,
-                sequence_parallel=tp > 1 and (index // 2) % 2 == 0,
+                sequence_parallel=tp > 1 and distopt == (recompute == "full"),
                 distributed_optimizer=distopt,
                 recompute="selective" if index % 7 == 6 else recompute,
                 num_turns=1 + index % 3,

@@ -25,6 +25,8 @@ class Job:
     checkpoint: str
     vocab_multiple: int
     """Megatron's --make-vocab-size-divisible-by."""
+    iteration: str = "release"
+    """Subfolder of the checkpoint to load."""
     save_as: str = ""
     """Folder to save the loaded model in, beside an optimizer tensor full of NaN; '' for not at all."""
     rotary_base: float | None = None
@@ -42,7 +44,7 @@ def _run(job: Job, tokens_1S: Tensor) -> Tensor | None:
     options = megatron_options(read_hf_config(Path(job.checkpoint)))
     model = _stock_model(options, job)
     sharded = model.sharded_state_dict()
-    loaded = dist_checkpointing.load({"model": sharded}, str(Path(job.checkpoint, "release")))
+    loaded = dist_checkpointing.load({"model": sharded}, str(Path(job.checkpoint, job.iteration)))
     assert loaded["checkpoint_version"] == 3.0
     model.load_state_dict(loaded["model"], strict=True)
     if job.save_as:
@@ -92,7 +94,8 @@ def _save(model: GPTModel, folder: Path) -> None:
     nan = torch.full((32,), torch.nan)
     # Every rank holds the same tensor; only rank 0's copy is the one to write.
     optimizer = ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.x.weight", nan, replica_id=dist.get_rank())
-    dist_checkpointing.save({"model": model.sharded_state_dict(), "optimizer": optimizer}, str(folder))
+    state = {"model": model.sharded_state_dict(), "optimizer": optimizer, "checkpoint_version": 3.0}
+    dist_checkpointing.save(state, str(folder))
 
 
 @torch.no_grad()

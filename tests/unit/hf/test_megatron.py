@@ -7,6 +7,7 @@ Not covered: the Transformer Engine spec, which needs a GPU. That its names load
 `sharded_state_dict` maps the local norm names to them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from examples.quickstart.fetch_model import default_folder, fetch
 from megatron_longpo.hf import names
 from megatron_longpo.hf.export_hf import export_hf
 from megatron_longpo.hf.import_hf import import_hf
@@ -56,23 +58,55 @@ def test_stock_model_computes_the_same_and_exports_the_same(
     imported: Path, tmp_path: Path, tp: int, pp: int, vocab_multiple: int
 ) -> None:
     """1e-5: logits of size 1 to 10 in fp32, products of at most 72 terms summed in another order."""
-    saved = {name: imported / name / f"trained-{tp}-{pp}" for name in SHAPES}
-    jobs = [
-        Job(str(imported / name / "imported"), vocab_multiple, save_as=str(saved[name] / "iter_0000003"))
-        for name in SHAPES
-    ]
-    results = run_ranks(logits, tp * pp, jobs, TOKENS, tp, pp)
+    results = run_ranks(logits, tp * pp, jobs(imported, "imported", f"at-{tp}-{pp}", vocab_multiple), TOKENS, tp, pp)
     for name, found in zip(SHAPES, results[-1], strict=True):
         assert found.abs().max() > 1.0, name
         assert difference(found, imported / name / "hf") < 1e-5, name
-        (saved[name] / "latest_checkpointed_iteration.txt").write_text("3", encoding="ascii")
-        (saved[name] / "hf").symlink_to(imported / name / "imported" / "hf")
-        export_hf(saved[name], tmp_path / name)
-        before, after = (
-            load_file(folder / "model.safetensors") for folder in (imported / name / "hf", tmp_path / name)
-        )
-        assert before.keys() == after.keys()
-        assert all(torch.equal(before[key], after[key]) for key in before), name
+        assert_exports_every_bit(imported / name, f"at-{tp}-{pp}", tmp_path / name)
+
+
+def test_saved_in_one_layout_loads_in_another_and_exports_the_same(imported: Path, tmp_path: Path) -> None:
+    run_ranks(logits, 2, jobs(imported, "imported", "first", 1), TOKENS, 2, 1)
+    run_ranks(logits, 2, jobs(imported, "first", "second", 128), TOKENS, 1, 2)
+    for name in SHAPES:
+        assert_exports_every_bit(imported / name, "second", tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_real_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    """SmolLM2-135M with its 9 heads and tied embeddings: (tp, pp) = (3, 1), then (1, 2); fetched if need be."""
+    hf = fetch(default_folder())
+    import_hf(hf, tmp_path / "model" / "imported")
+    (tmp_path / "model" / "hf").symlink_to(hf)
+    for source, target, tp, pp in (("imported", "first", 3, 1), ("first", "second", 1, 2)):
+        results = run_ranks(logits, tp * pp, jobs(tmp_path, source, target, 128, ["model"]), TOKENS, tp, pp)
+        assert difference(results[-1][0], hf) < 1e-4  # logits of size 20 after 30 layers, fp32
+    assert_exports_every_bit(tmp_path / "model", "second", tmp_path / "out")
+
+
+def jobs(
+    folder: Path, source: str, target: str, vocab_multiple: int, names: Iterable[str] = tuple(SHAPES)
+) -> list[Job]:
+    """Load ``NAME/source`` and save it as ``NAME/target``, a whole checkpoint folder, for every name."""
+    found = []
+    for name in names:
+        checkpoint = folder / name / target
+        checkpoint.mkdir()
+        (checkpoint / "latest_checkpointed_iteration.txt").write_text("3", encoding="ascii")
+        (checkpoint / "hf").symlink_to(folder / name / "imported" / "hf")
+        iteration = "release" if source == "imported" else "iter_0000003"
+        save_as = str(checkpoint / "iter_0000003")
+        found.append(Job(str(folder / name / source), vocab_multiple, iteration, save_as))
+    return found
+
+
+def assert_exports_every_bit(folder: Path, checkpoint: str, output: Path) -> None:
+    """``folder/checkpoint`` exports to the tensors of ``folder/hf``."""
+    export_hf(folder / checkpoint, output)
+    before, after = (load_file(side / "model.safetensors") for side in (folder / "hf", output))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before), folder.name
 
 
 def test_a_wrong_conversion_shows(imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +120,7 @@ def test_a_wrong_conversion_shows(imported: Path, tmp_path: Path, monkeypatch: p
         import_hf(hf, tmp_path / "up-gate")
     right = imported / "mistral-wide-heads" / "imported"
     folders = [right, tmp_path / "plain-qkv", tmp_path / "up-gate"]
-    jobs = [Job(str(folder), 1) for folder in folders] + [Job(str(right), 1, rotary_base=1e6)]
-    differences = [difference(found, hf) for found in run_ranks(logits, 1, jobs, TOKENS, 1, 1)[0]]
+    faults = [Job(str(folder), 1) for folder in folders] + [Job(str(right), 1, rotary_base=1e6)]
+    differences = [difference(found, hf) for found in run_ranks(logits, 1, faults, TOKENS, 1, 1)[0]]
     assert differences[0] < 1e-5
     assert min(differences[1:]) > 1e-2, differences
