@@ -1,6 +1,6 @@
 """The quickstart from nothing but the fetched model: seconds and peak memory of every stage, held-out numbers.
 
-    python -m benchmarks.quickstart
+python -m benchmarks.quickstart
 """
 
 import json

@@ -17,7 +17,7 @@ from megatron_longpo.errors import UserError
 platform.activate()  # before Megatron is imported, which looks for CUDA as it loads
 
 from megatron.core.enums import ModelType  # noqa: E402
-from megatron.training import get_args, get_timers, pretrain  # noqa: E402
+from megatron.training import get_args, get_timers, pretrain, training  # noqa: E402
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args  # noqa: E402
 from torch import nn  # noqa: E402
@@ -39,6 +39,8 @@ def main() -> int:
         return 2
     if args.save and args.rank == 0:
         copy_sidecar(settings.source, Path(args.save), args.rotary_base, args.max_position_embeddings)
+    if args.skip_train:
+        _report_evaluation()
     datasets = partial(_datasets, settings=settings)
     datasets.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
     pretrain(
@@ -49,6 +51,14 @@ def main() -> int:
         model_provider=partial(_model, settings=settings),
     )
     return 0
+
+
+def _report_evaluation() -> None:
+    """Let ``--skip-train`` report its evaluation as training does; Megatron only prints it (training.py, pretrain)."""
+    evaluate = training.evaluate_and_print_results
+    training.evaluate_and_print_results = lambda *args, **kwargs: evaluate(
+        *args, **kwargs | {"write_to_tensorboard": True}
+    )
 
 
 def _print_once(message: str) -> None:

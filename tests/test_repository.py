@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.report import with_results
 from megatron_longpo.commands.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,3 +84,8 @@ def test_readme_names_every_file_of_the_package() -> None:
 
 def test_every_verb_has_a_tool() -> None:
     assert {path.stem.replace("_", "-") for path in (ROOT / "tools").glob("*.py")} == set(VERBS)
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_results(readme) == readme

@@ -31,8 +31,7 @@ TRAINING_OPTIONS = (
     "--seed", "42",
 )  # fmt: skip
 SCHEDULE = ("--lr", "1e-5", "--min-lr", "1e-6", "--lr-decay-style", "cosine", "--lr-warmup-fraction", "0.1")
-NO_CHANGE = ("--lr", "0", "--min-lr", "0", "--train-iters", "1")
-"""Megatron evaluates after training only; one step at learning rate 0 leaves every weight as it is."""
+ONLY_EVALUATE = ("--skip-train", "--lr", "0", "--train-iters", "1")
 
 
 def main() -> int:
@@ -94,7 +93,7 @@ def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
         ),
         Stage(
             name="before", title="evaluate the held-out pairs before training", needs=("score",),
-            command=(*train, f"{work / 'before.jsonl'}", *NO_CHANGE), outputs=(work / "before.jsonl",),
+            command=(*train, f"{work / 'before.jsonl'}", *ONLY_EVALUATE), outputs=(work / "before.jsonl",),
             num_processes=ranks, shows=TRAINING_LINES,
         ),
         Stage(
@@ -130,7 +129,7 @@ def run_all(stages: list[Stage], work: Path, console: Console) -> list[tuple[str
 def show(work: Path, finished: list[tuple[str, Record, bool]], console: Console) -> None:
     """The tables, the answers, the curves."""
     metrics = work / "run" / "metrics.jsonl"
-    before = read_metrics(work / "before.jsonl", "valid")[-1] | {"step": 0}
+    before = read_metrics(work / "before.jsonl", "valid")[-1]
     held_out = [before, *read_metrics(metrics, "valid")]
     curves = work / "curves.png"
     draw_curves(read_metrics(metrics, "train"), held_out, curves)

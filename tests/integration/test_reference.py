@@ -1,6 +1,7 @@
 """score-reference against the Hugging Face model on each short conversation; killed runs; caches of something else."""
 
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.render import TrunkAndBranches
 from megatron_longpo.errors import UserError
+from megatron_longpo.hf.sidecar import read_identity, write_identity
 from megatron_longpo.reference.cache import ReferenceCache, default_path
 from megatron_longpo.reference.journal import Journal
 from tests.workspace import Workspace, make_workspace, verb
@@ -100,6 +102,31 @@ def test_an_unfinished_scoring_of_something_else_is_refused(
     assert finished.status == 2, finished.output
     assert f"{folder} is an unfinished scoring of something else; remove it to start over" in line
     assert folder.exists() and not output.exists()
+
+
+def test_a_dataset_of_another_tokenizer_is_refused(work: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(work.imported, tmp_path / "other")
+    identity = read_identity(tmp_path / "other")
+    write_identity(tmp_path / "other", replace(identity, tokenizer_fingerprint="0" * 64))
+    output = tmp_path / "cache.npz"
+    finished = verb("score-reference", "--data", work.data, "--checkpoint", tmp_path / "other", "--output", output)
+    (line,) = [line for line in finished.output.splitlines() if "error" in line]
+    assert finished.status == 2, finished.output
+    assert f"--data {work.data} was built with another tokenizer" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_bf16_is_near_fp32(work: Workspace, cache: ReferenceCache, tmp_path: Path) -> None:
+    """2%: 8 bits of mantissa through 4 layers, and not the same number, which would be fp32 after all."""
+    output = tmp_path / "bf16.npz"
+    finished = verb(
+        "score-reference", "--data", work.data, "--checkpoint", work.imported, "--output", output, "--dtype", "bf16"
+    )
+    assert finished.status == 0, finished.output
+    bf16 = ReferenceCache.open(output)
+    for index in range(NUM_PAIRS):
+        np.testing.assert_allclose(bf16[index], cache[index], rtol=2e-2, err_msg=f"pair {index}")
+        assert not np.array_equal(bf16[index], cache[index])
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,17 @@ def test_first_margin_is_zero_when_short_is_long(tmp_path: Path) -> None:
     assert step["preference_loss"] == pytest.approx(0.693147, abs=1e-6)
 
 
+def test_skip_train_evaluates_only(tmp_path: Path) -> None:
+    """One line, at step 0, and the margin of what policy and reference see alike."""
+    same = make_workspace(tmp_path, num_pairs=4, short_equals_long=True)
+    metrics = tmp_path / "metrics.jsonl"
+    finished = train(same, "--skip-train", "--split", "50,50,0", "--train-iters", "1", "--longpo-metrics", metrics)
+    assert finished.status == 0, finished.output
+    (line,) = read_metrics(metrics, "valid")
+    assert line["step"] == 0 and line["margin"] == 0.0 and line["nll"] > 1
+    assert read_metrics(metrics) == []
+
+
 def test_metrics(work: Workspace, straight: Path) -> None:
     steps = read_metrics(work.folder / "straight.jsonl")
     assert [step["step"] for step in steps] == list(range(1, 11))

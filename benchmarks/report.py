@@ -1,0 +1,81 @@
+"""Put the committed results into README.md, between its two marks; with --check only say whether they are there.
+
+python -m benchmarks.report [--check]
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- benchmarks.report: begin -->\n", "<!-- benchmarks.report: end -->\n"
+
+
+def main() -> int:
+    """Write README.md, or compare; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if README.md is out of date")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = with_results(old)
+    if check and new != old:
+        print("README.md does not show the committed results; run python -m benchmarks.report", file=sys.stderr)
+        return 1
+    if new != old:
+        readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+def with_results(text: str) -> str:
+    """``text`` with what stands between its marks replaced by the table of results."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + "\n" + table() + "\n" + END + after
+
+
+def table() -> str:
+    """The committed results as Markdown, each beside its command and machine."""
+    lines = ["| what | measured | command | machine |", "|---|---|---|---|"]
+    for name, sentence in SENTENCES.items():
+        path = RESULTS / f"{name}.json"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        what, measured = sentence(result["measured"])
+        where = result["processor"] if result["device"] == "cpu" else result["device"]
+        lines.append(f"| {what} | {measured} | `{result['command']}` | {where} |")
+    return "\n".join(lines) + "\n"
+
+
+def _sharing(measured: dict[str, Any]) -> tuple[str, str]:
+    millions = measured["num_parameters"] / 1e6
+    sizes = f"trunk {measured['trunk']}, branches {measured['branch']}, {millions:.0f}M-parameter Mistral"
+    return f"two full passes / one shared pass, forward and backward ({sizes})", f"{measured['median_ratio']:.2f}x"
+
+
+def _logprob_memory(measured: dict[str, Any]) -> tuple[str, str]:
+    rows = measured["bytes_beyond_inputs_and_gradients"]
+    head = [row["head"] / 2**20 for row in rows]
+    plain = max((row for row in rows if "plain" in row), key=lambda row: row["tokens"])
+    found = f"{min(head):.0f} to {max(head):.0f} MiB"
+    found += f" (log_softmax: {plain['plain'] / 2**20:,.0f} MiB at {plain['tokens']:,})"
+    lengths = f"{rows[0]['tokens']:,} to {rows[-1]['tokens']:,} tokens, vocabulary {rows[0]['vocab']:,}"
+    return f"peak memory of the log-prob head over its inputs and gradients, {lengths}", found
+
+
+def _quickstart(measured: dict[str, Any]) -> tuple[str, str]:
+    seconds = sum(stage["seconds"] for stage in measured["stages"].values())
+    memory = max(stage["peak_memory_bytes"] for stage in measured["stages"].values()) / 2**30
+    nll = measured["held_out"]["nll"]
+    found = f"{seconds:.0f} s, {memory:.1f} GiB a process; held-out nll {nll['before']:.3f} to {nll['after']:.3f}"
+    return "quickstart, all stages, model fetched before", found
+
+
+SENTENCES = {"sharing": _sharing, "logprob_memory": _logprob_memory, "quickstart": _quickstart}
+"""File in results/ -> (what was measured, the number)."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
