@@ -20,6 +20,7 @@ REQUIREMENTS = [
     "numpy",
     "omegaconf",  # megatron.training imports these two and megatron-core does not pull them in
     "psutil",
+    "einops",  # Megatron makes the groups of --cp-comm-type a2a+p2p with it
     "tensorboard",
     "rich",
     "tqdm",

@@ -23,7 +23,7 @@ from megatron_longpo import platform
 from megatron_longpo.model.attention import PairAttention, PairParams
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import HeadContext, PairInput, _logprob_head, forward_pair, pair_input
-from megatron_longpo.model.layout import Targets, mean_nll, sum_by_turn
+from megatron_longpo.model.targets import Targets, pair_logps
 from megatron_longpo.objective.longpo import longpo_loss
 
 OPTIONS: dict[str, Any] = {
@@ -120,8 +120,8 @@ def shared_pass(model: GPTModel, pair: PairInput) -> Tensor:
     """The product's step: loss of one pair."""
     _set_attention(model, PairAttention)
     logp = forward_pair(model, pair, OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group())
-    chosen, rejected = sum_by_turn(logp, pair.targets)
-    return _loss(chosen.sum(), rejected.sum(), mean_nll(logp, pair.targets))
+    policy = pair_logps(logp, pair.targets)
+    return _loss(policy.chosen_K.sum(), policy.rejected_K.sum(), policy.nll)
 
 
 def two_passes(model: GPTModel, pair: PairInput) -> Tensor:
@@ -129,7 +129,7 @@ def two_passes(model: GPTModel, pair: PairInput) -> Tensor:
     _set_attention(model, CausalAttention)
     trunk = pair.layout.trunk
     chosen_logp, rejected_logp = (
-        _sequence_logp(model, torch.cat((pair.tokens_S[:trunk], pair.tokens_S[part])), first)
+        _sequence_logp(model, torch.cat((pair.tokens_L[:trunk], pair.tokens_L[part])), first)
         for part, first in zip(pair.layout.branch_slices, (0, trunk), strict=True)
     )
     return _loss(chosen_logp[trunk:].double().sum(), rejected_logp.double().sum(), -chosen_logp.double().mean())
@@ -138,13 +138,15 @@ def two_passes(model: GPTModel, pair: PairInput) -> Tensor:
 def _sequence_logp(model: GPTModel, ids: Tensor, first: int) -> Tensor:
     """Log-probs of tokens first + 1, first + 2, ... of one ordinary sequence."""
     rows = torch.arange(first, len(ids) - 1, device=ids.device)
-    targets = Targets(rows, ids[rows + 1], torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool), 0)
+    targets = Targets(
+        rows, ids[rows + 1], torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool), 0, len(rows)
+    )
     positions = torch.arange(len(ids), device=ids.device)
     return model(
         input_ids=ids[None],
         position_ids=positions[None],
         attention_mask=None,
-        packed_seq_params=PairParams(qkv_format="sbhd", positions_S=positions),
+        packed_seq_params=PairParams(qkv_format="sbhd", positions_L=positions),
         output_processor=_logprob_head,
         output_processor_context=HeadContext(
             targets, OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group()

@@ -5,7 +5,6 @@ the checkpoint's own config.json and becomes the parser's defaults.
 """
 
 import argparse
-import importlib.util
 import os
 import traceback
 from collections.abc import Callable
@@ -14,19 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo import platform
+from megatron_longpo.checks import (
+    check_context_parallel,
+    check_lengths,
+    check_shape,
+    check_tokenizer,
+    refuse_unsupported,
+)
 from megatron_longpo.data.dataset import split_pairs
 from megatron_longpo.data.indexed import Manifest, PairReader
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
-from megatron_longpo.hf.sidecar import Identity, read_hf_config, read_identity
+from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
 from megatron_longpo.reference.cache import ReferenceCache, default_path
 from megatron_longpo.step import StepSettings
 
 TRACKER = "latest_checkpointed_iteration.txt"
-
-CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
-"""What the checkpoint suggests and the user may set otherwise; the rest of its shape is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +56,13 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
 
     args = parse_args(_add_options)
     # Ours come first: they say what to change, where an assertion of Megatron may stay silent.
-    _refuse_unsupported(args)
+    refuse_unsupported(args)
     source = _source(args)
-    _check_shape(args, source)
+    check_shape(args, source)
+    check_context_parallel(args)
     reader = PairReader(Path(args.longpo_data))
-    _check_lengths(args, reader.manifest)
-    _check_tokenizer(reader.manifest, read_identity(source), source)
+    check_lengths(args, reader.manifest)
+    check_tokenizer(reader.manifest, read_identity(source), source)
     reference = _reference(args, reader.manifest, source)
     _choose_load(args, source)
     try:
@@ -107,10 +111,13 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--longpo-data PREFIX is missing: the dataset that `megatron-longpo build` wrote")
     manifest = PairReader(Path(known.longpo_data)).manifest
     options = megatron_options(read_hf_config(_source(known)))
-    options["max_position_embeddings"] = max(int(options["max_position_embeddings"]), manifest.max_length)
+    # Megatron wants a length that context parallelism divides; pairs are padded to their own (model/layout.py).
+    chunks = 2 * known.context_parallel_size
+    seq_length = manifest.max_length + -manifest.max_length % chunks
+    options["max_position_embeddings"] = max(int(options["max_position_embeddings"]), seq_length)
     defaults: dict[str, Any] = {
         **options,
-        "seq_length": manifest.max_length,
+        "seq_length": seq_length,
         "micro_batch_size": 1,
         "eval_interval": 100,  # Megatron computes with it even where nothing is held out
         "split": "100,0,0",
@@ -158,8 +165,8 @@ def _whole_evaluation(known: argparse.Namespace, num_valid: int) -> dict[str, in
     """Evaluate every held-out pair, one micro-batch a data-parallel rank at a time, unless the user says otherwise."""
     if num_valid == 0:
         return {"eval_iters": 0}
-    model_parallel = known.tensor_model_parallel_size * known.pipeline_model_parallel_size
-    data_parallel = max(1, int(os.environ.get("WORLD_SIZE", "1")) // model_parallel)
+    one_pair = known.tensor_model_parallel_size * known.pipeline_model_parallel_size * known.context_parallel_size
+    data_parallel = max(1, int(os.environ.get("WORLD_SIZE", "1")) // one_pair)
     batch = known.eval_global_batch_size or data_parallel
     return {"eval_global_batch_size": batch, "eval_iters": -(-num_valid // batch)}
 
@@ -183,79 +190,6 @@ def _choose_load(args: argparse.Namespace, source: Path) -> None:
         if args.rank == 0:
             print(f"resuming from --save {args.save}, which holds a checkpoint of this run", flush=True)
         args.load = args.save
-
-
-def _refuse_unsupported(args: argparse.Namespace) -> None:
-    """Options of Megatron that this release does not combine with pairs."""
-    refused = {
-        "--context-parallel-size": args.context_parallel_size > 1,
-        "--micro-batch-size (1 pair per micro-batch)": args.micro_batch_size != 1,
-        "--num-layers-per-virtual-pipeline-stage": args.num_layers_per_virtual_pipeline_stage is not None,
-        "--num-virtual-stages-per-pipeline-rank": args.num_virtual_stages_per_pipeline_rank is not None,
-        "--num-experts": args.num_experts is not None,
-        "--transformer-impl (local is)": args.transformer_impl != "local",
-        "--fp8-format": args.fp8 is not None,
-        "--mtp-num-layers": args.mtp_num_layers is not None,
-        "--position-embedding-type (rope is)": args.position_embedding_type != "rope",
-        "--rotary-interleaved": args.rotary_interleaved,
-        "--dataloader-type (single is)": args.dataloader_type != "single",
-        "--use-torch-fsdp2 or --use-megatron-fsdp": args.use_torch_fsdp2 or args.use_megatron_fsdp,
-        "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,
-        "--full-validation": args.full_validation,
-        "--use-distributed-optimizer without Transformer Engine or Apex (Megatron cannot resume torch's Adam)": (
-            args.use_distributed_optimizer and not platform.is_cpu() and not _has_fused_adam()
-        ),
-    }
-    for option, is_set in refused.items():
-        if is_set:
-            raise UserError(f"{option} is not supported by this version of megatron-longpo; remove it")
-    if not args.calculate_per_token_loss:
-        raise UserError("the mean over pairs needs --calculate-per-token-loss, which is the default; do not unset it")
-    if args.longpo_beta <= 0 or args.longpo_pref_coef < 0 or args.longpo_nll_coef < 0:
-        raise UserError("--longpo-beta must be above 0, --longpo-pref-coef and --longpo-nll-coef at least 0")
-    if args.longpo_pref_coef == 0 and args.longpo_nll_coef == 0:
-        raise UserError("--longpo-pref-coef and --longpo-nll-coef are both 0: there is nothing to train")
-
-
-def _has_fused_adam() -> bool:
-    return any(importlib.util.find_spec(name) for name in ("transformer_engine", "apex"))
-
-
-def _check_shape(args: argparse.Namespace, source: Path) -> None:
-    for name, value in megatron_options(read_hf_config(source)).items():
-        if name not in CHANGEABLE and getattr(args, name) != value:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{option} is {getattr(args, name)} but the checkpoint {source} has {value}; remove it")
-    tp, pp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
-    for name, size in (
-        ("num_attention_heads", tp),
-        ("num_query_groups", tp),
-        ("ffn_hidden_size", tp),
-        ("num_layers", pp),
-    ):
-        if getattr(args, name) % size:
-            axis = "tensor" if size is tp and name != "num_layers" else "pipeline"
-            raise UserError(
-                f"{name} = {getattr(args, name)} of {source} is not divisible by --{axis}-model-parallel-size {size}; "
-                f"choose a divisor"
-            )
-
-
-def _check_lengths(args: argparse.Namespace, manifest: Manifest) -> None:
-    if args.max_position_embeddings < manifest.max_length:
-        raise UserError(
-            f"--max-position-embeddings {args.max_position_embeddings} is below the dataset's --max-length "
-            f"{manifest.max_length}; raise it or build the dataset with a smaller one"
-        )
-
-
-def _check_tokenizer(manifest: Manifest, identity: Identity, source: Path) -> None:
-    if manifest.tokenizer_fingerprint != identity.tokenizer_fingerprint:
-        raise UserError(
-            f"the dataset was built with another tokenizer or chat template (fingerprint "
-            f"{manifest.tokenizer_fingerprint[:12]}) than that of the checkpoint {source} "
-            f"({identity.tokenizer_fingerprint[:12]}); build it again with --tokenizer {source}/hf"
-        )
 
 
 def _reference(args: argparse.Namespace, manifest: Manifest, source: Path) -> ReferenceCache:

@@ -9,10 +9,11 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from megatron_longpo.metrics import token_reports
 from megatron_longpo.model.forward import PairInput, forward_pair, pair_input
-from megatron_longpo.model.layout import mean_nll, sum_by_turn
+from megatron_longpo.model.targets import pair_logps
 from megatron_longpo.objective.longpo import longpo_loss
 from megatron_longpo.objective.scaling import scale_for_megatron
 
@@ -27,7 +28,8 @@ class StepSettings:
     vocab_size: int
     """Tokens of the real vocabulary."""
     sequence_multiple: int
-    """Sequences are padded to a multiple of this: the tensor-parallel size under sequence parallelism, else 1."""
+    """A rank's share of a sequence is padded to a multiple of this: the tensor-parallel size under sequence
+    parallelism, else 1."""
     beta: float
     """Inverse temperature of the margin."""
     pref_coef: float
@@ -50,26 +52,29 @@ def forward_step(data: Iterator[Sample], model: nn.Module, *, settings: StepSett
         (the stage's output, the loss function that Megatron calls on the last stage).
     """
     sample = {name: value.squeeze(0) for name, value in next(data).items()}
+    cp_group = parallel_state.get_context_parallel_group()
     pair = pair_input(
         *(sample[name] for name in ("trunk", "chosen", "rejected", "chosen_spans", "rejected_spans")),
         nll_over_all=settings.nll_over_all,
         multiple=settings.sequence_multiple,
+        cp_rank=cp_group.rank(),
+        cp_size=cp_group.size(),
     ).to(torch.cuda.current_device())
     output = forward_pair(model, pair, settings.vocab_size, parallel_state.get_tensor_model_parallel_group())
-    return output, partial(loss_function, sample=sample, pair=pair, settings=settings)
+    return output, partial(loss_function, sample=sample, pair=pair, cp_group=cp_group, settings=settings)
 
 
 def loss_function(
-    token_logp_N: Tensor, *, sample: Sample, pair: PairInput, settings: StepSettings
+    token_logp_N: Tensor, *, sample: Sample, pair: PairInput, cp_group: ProcessGroup, settings: StepSettings
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The objective of one pair and the numbers to report, scaled for Megatron (objective/scaling.py)."""
-    chosen_K, rejected_K = sum_by_turn(token_logp_N, pair.targets)
+    policy = pair_logps(token_logp_N, pair.targets, cp_group)
     logp = {
-        "policy_chosen_logp": chosen_K.sum(),
-        "policy_rejected_logp": rejected_K.sum(),
+        "policy_chosen_logp": policy.chosen_K.sum(),
+        "policy_rejected_logp": policy.rejected_K.sum(),
         "reference_chosen_logp": sample["reference_chosen_logp"].to(token_logp_N.device).sum(),
         "reference_rejected_logp": sample["reference_rejected_logp"].to(token_logp_N.device).sum(),
-        "nll": mean_nll(token_logp_N, pair.targets),
+        "nll": policy.nll,
     }
     logp = {name: value.unsqueeze(0) for name, value in logp.items()}
     losses = longpo_loss(*logp.values(), beta=settings.beta, pref_coef=settings.pref_coef, nll_coef=settings.nll_coef)
@@ -85,7 +90,8 @@ def loss_function(
         **logp,
         **{name: losses.loss_P.new_tensor([count]) for name, count in token_reports(tokens).items()},
     }
-    return scale_for_megatron(losses.loss_P, reports, sample["weight"].to(token_logp_N.device).unsqueeze(0))
+    weight_P = sample["weight"].to(token_logp_N.device).unsqueeze(0)
+    return scale_for_megatron(losses.loss_P, reports, weight_P, cp_group.rank())
 
 
 def _check_finite(loss_P: Tensor) -> None:

@@ -5,9 +5,8 @@
     chosen       all      causal   -
     rejected     all      -        causal
 
-Three kinds of kernel calls, none of which builds a mask: the trunk attends itself causally; all branch queries attend
-the trunk without mask; each branch attends itself causally. A branch's two partial results are merged by log-sum-exp
-(kernels.merge). Padding attends nothing, is attended by nothing and comes out as zeros.
+The trunk attends itself (trunk.py), both branches attend the trunk and each itself (branches.py): kernel calls on
+blocks, merged by log-sum-exp, none of which builds a mask. Padding is attended by no real token.
 
 The layer spec puts PairAttention where stock Megatron has DotProductAttention
 (megatron/core/transformer/dot_product_attention.py), and PairParams travels in ``packed_seq_params``, which Megatron
@@ -19,12 +18,15 @@ from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from megatron_longpo.model.kernels import attend, attend_backward, merge
+from megatron_longpo.model.branches import branches_backward, branches_forward
 from megatron_longpo.model.layout import PairLayout
+from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
 
 
 @dataclass
@@ -35,19 +37,41 @@ class PairParams(PackedSeqParams):
     """
 
     layout: PairLayout | None = None
-    positions_S: Tensor | None = None
-    """int64: position of every token in its own conversation; rope.py turns it into angles."""
+    positions_L: Tensor | None = None
+    """int64: position of every token of this rank in its own conversation; rope.py turns it into angles."""
 
 
-def pair_params(layout: PairLayout, positions_S: Tensor) -> PairParams:
+def pair_params(layout: PairLayout, positions_L: Tensor) -> PairParams:
     """The PairParams of a layout."""
     return PairParams(
         qkv_format="sbhd",
-        max_seqlen_q=layout.length,
-        max_seqlen_kv=layout.length,
+        max_seqlen_q=len(positions_L),
+        max_seqlen_kv=len(positions_L),
         layout=layout,
-        positions_S=positions_S,
+        positions_L=positions_L,
     )
+
+
+def trunk_exchange(cp_comm_type: str | None, groups: ProcessGroupCollection) -> TrunkExchange:
+    """How the ranks of ``groups.cp`` share the trunk, by Megatron's name for it (default p2p).
+
+    With ``a2a+p2p`` the first of ``groups.hcp`` swaps tokens for heads and the second passes keys around
+    (Megatron's --hierarchical-context-parallel-sizes in that order).
+    """
+    if groups.cp.size() == 1:
+        return TrunkExchange()
+    match cp_comm_type or "p2p":
+        case "p2p":
+            return TrunkExchange(keys=groups.cp)
+        case "all_gather" | "allgather":
+            return TrunkExchange(keys=groups.cp, gather=True)
+        case "a2a":
+            return TrunkExchange(heads=groups.cp)
+        case "a2a+p2p":
+            heads, keys = groups.hcp
+            return TrunkExchange(heads=heads, keys=keys)
+        case other:
+            raise ValueError(f"cp_comm_type {other!r}; known are p2p, all_gather, a2a and a2a+p2p")
 
 
 class PairAttention(nn.Module):
@@ -59,13 +83,18 @@ class PairAttention(nn.Module):
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
+        cp_comm_type: str | None = None,
         softmax_scale: float | None = None,
-        **_: Any,  # cp_comm_type, pg_collection: context parallelism is refused in arguments.py
+        pg_collection: ProcessGroupCollection | None = None,
+        **_: Any,
     ) -> None:
         super().__init__()
         if config.attention_dropout or config.window_size or attention_type != "self":
             raise ValueError("pair attention is causal self-attention without dropout and without a sliding window")
         self.scale = softmax_scale or config.kv_channels**-0.5  # type: ignore[operator]  # set by __post_init__
+        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
+        self.cp_group: ProcessGroup = groups.cp
+        self.exchange = trunk_exchange(cp_comm_type, groups)
 
     def forward(
         self,
@@ -80,57 +109,55 @@ class PairAttention(nn.Module):
         """Attend.
 
         Args:
-            query: [S, 1, H, D]; key, value: [S, 1, G, D], H and G of this tensor-parallel rank.
+            query: [L, 1, H, D]; key, value: [L, 1, G, D], H and G of this tensor-parallel rank, L of this
+                context-parallel one.
             packed_seq_params: a PairParams.
 
         Returns:
-            [S, 1, H * D].
+            [L, 1, H * D].
         """
         assert isinstance(packed_seq_params, PairParams) and packed_seq_params.layout is not None
         assert attention_mask is None and attention_bias is None
-        out_HSD = _PairAttention.apply(*map(_to_heads_first, (query, key, value)), packed_seq_params.layout, self.scale)
-        return out_HSD.permute(2, 0, 1, 3).flatten(2)
-
-
-def _to_heads_first(x_S1HD: Tensor) -> Tensor:
-    return x_S1HD.permute(1, 2, 0, 3)
+        heads_first = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        out_HLD = _PairAttention.apply(*heads_first, packed_seq_params.layout, self.exchange, self.cp_group, self.scale)
+        return out_HLD.permute(2, 0, 1, 3).flatten(2)
 
 
 class _PairAttention(torch.autograd.Function):
-    """Forward and backward over [1, H, S, D] queries and [1, G, S, D] keys and values."""
+    """Forward and backward over [1, H, L, D] queries and [1, G, L, D] keys and values."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float) -> Tensor:
-        out = torch.zeros_like(q)
-        lse = q.new_zeros(q.shape[:3], dtype=torch.float32)
-        trunk, branches = layout.trunk_slice, layout.branches_slice
-        out[:, :, trunk], lse[:, :, trunk] = attend(q[:, :, trunk], k[:, :, trunk], v[:, :, trunk], True, scale)
-        on_trunk, lse_on_trunk = attend(q[:, :, branches], k[:, :, trunk], v[:, :, trunk], False, scale)
-        for part in layout.branch_slices:
-            inside = slice(part.start - branches.start, part.stop - branches.start)
-            own = attend(q[:, :, part], k[:, :, part], v[:, :, part], True, scale)
-            out[:, :, part], lse[:, :, part] = merge([(on_trunk[:, :, inside], lse_on_trunk[:, :, inside]), own])
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: PairLayout,
+        exchange: TrunkExchange,
+        cp_group: ProcessGroup,
+        scale: float,
+    ) -> Tensor:
+        (q_T, q_B), (k_T, k_B), (v_T, v_B) = (_split(x, layout) for x in (q, k, v))
+        out_T, lse_T = trunk_forward(q_T, k_T, v_T, exchange, scale)
+        out_B, lse_B = branches_forward(q_B, k_B, v_B, k_T, v_T, layout, cp_group, scale)
+        out, lse = torch.cat((out_T, out_B), 2), torch.cat((lse_T, lse_B), 2)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout, ctx.exchange, ctx.cp_group, ctx.scale = layout, exchange, cp_group, scale
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
-        q, k, v, out, lse = ctx.saved_tensors
-        layout: PairLayout = ctx.layout
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        trunk, branches = layout.trunk_slice, layout.branches_slice
-        calls = [(trunk, trunk, True), (branches, trunk, False)]
-        calls += [(part, part, True) for part in layout.branch_slices]
-        for queries, keys, causal in calls:
-            part_dq, part_dk, part_dv = attend_backward(
-                *(x[:, :, queries] for x in (grad_out, q)),
-                *(x[:, :, keys] for x in (k, v)),
-                *(x[:, :, queries] for x in (out, lse)),
-                causal=causal,
-                scale=ctx.scale,
-            )
-            dq[:, :, queries] += part_dq
-            dk[:, :, keys] += part_dk
-            dv[:, :, keys] += part_dv
-        return dq, dk, dv, None, None
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        parts = [_split(x, ctx.layout) for x in (grad_out, *ctx.saved_tensors)]
+        trunk, branches = ([part[side] for part in parts] for side in (0, 1))
+        dq_T, dk_T, dv_T = trunk_backward(*trunk, exchange=ctx.exchange, scale=ctx.scale)
+        grad_B, q_B, k_B, v_B, out_B, lse_B = branches
+        dq_B, dk_B, dv_B, dk_on_T, dv_on_T = branches_backward(
+            grad_B, q_B, k_B, v_B, trunk[2], trunk[3], out_B, lse_B, ctx.layout, ctx.cp_group, ctx.scale
+        )
+        dk, dv = (torch.cat((own + on_T, B), 2) for own, on_T, B in ((dk_T, dk_on_T, dk_B), (dv_T, dv_on_T, dv_B)))
+        return torch.cat((dq_T, dq_B), 2), dk, dv, None, None, None, None
+
+
+def _split(x: Tensor, layout: PairLayout) -> tuple[Tensor, Tensor]:
+    """This rank's trunk tokens and branch tokens."""
+    return x[:, :, : layout.local_trunk], x[:, :, layout.local_trunk :]

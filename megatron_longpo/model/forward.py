@@ -8,22 +8,26 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from megatron_longpo.model.attention import pair_params
-from megatron_longpo.model.layout import PairLayout, Targets, input_tokens, pair_layout, pair_targets, positions
+from megatron_longpo.model.layout import PairLayout, input_tokens, pair_layout, positions, share
 from megatron_longpo.model.logprob import token_logprobs
+from megatron_longpo.model.targets import Targets, pair_targets
 
 
 @dataclass(frozen=True, slots=True)
 class PairInput:
-    """A pair made ready for the model."""
+    """One context-parallel rank's share of a pair, made ready for the model. L = its tokens."""
 
     layout: PairLayout
-    tokens_S: Tensor
+    tokens_L: Tensor
     """int64 token ids."""
+    positions_L: Tensor
+    """int64: position of each token in its own conversation."""
     targets: Targets
 
     def to(self, device: torch.device | str | int) -> "PairInput":
         """The same input on another device."""
-        return PairInput(self.layout, self.tokens_S.to(device, non_blocking=True), self.targets.to(device))
+        tokens_L, positions_L = (x.to(device, non_blocking=True) for x in (self.tokens_L, self.positions_L))
+        return PairInput(self.layout, tokens_L, positions_L, self.targets.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +49,32 @@ def pair_input(
     *,
     nll_over_all: bool,
     multiple: int = 1,
+    cp_rank: int = 0,
+    cp_size: int = 1,
 ) -> PairInput:
-    """Lay a pair out; see layout.pair_layout for ``multiple`` and layout.pair_targets for the rest."""
-    layout = pair_layout(len(trunk_T), len(chosen_T), len(rejected_T), multiple)
+    """Lay a pair out and take the share of rank ``cp_rank`` of ``cp_size`` context-parallel ones.
+
+    See layout.pair_layout for ``multiple`` and targets.pair_targets for the rest.
+    """
+    layout = pair_layout(len(trunk_T), len(chosen_T), len(rejected_T), multiple=multiple, num_shares=cp_size)
     tokens_S = input_tokens(layout, trunk_T, chosen_T, rejected_T)
     targets = pair_targets(layout, tokens_S, chosen_spans_K2, rejected_spans_K2, nll_over_all)
-    return PairInput(layout, tokens_S, targets)
+    share_L = share(layout, cp_rank)
+    return PairInput(layout, tokens_S[share_L], positions(layout)[share_L], targets.of_share(share_L, layout.length))
 
 
 def forward_pair(model: nn.Module, pair: PairInput, vocab_size: int, tp_group: ProcessGroup) -> Tensor:
     """Run this pipeline stage.
 
     Returns:
-        On the last stage the log-probability of every target: fp32 [N], nats. On the others hidden states for the next.
+        On the last stage the log-probability of every target of this rank: fp32 [N], nats. On the others hidden states
+        for the next.
     """
-    positions_S = positions(pair.layout, pair.tokens_S.device)
     return model(
-        input_ids=pair.tokens_S.unsqueeze(0),
-        position_ids=positions_S.unsqueeze(0),
+        input_ids=pair.tokens_L.unsqueeze(0),
+        position_ids=pair.positions_L.unsqueeze(0),
         attention_mask=None,
-        packed_seq_params=pair_params(pair.layout, positions_S),
+        packed_seq_params=pair_params(pair.layout, pair.positions_L),
         output_processor=_logprob_head,
         output_processor_context=HeadContext(pair.targets, vocab_size, tp_group),
     )

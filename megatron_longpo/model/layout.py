@@ -1,17 +1,21 @@
-"""Where the tokens of a pair stand in the one sequence that the model sees: pure index arithmetic.
+"""Where the tokens of a pair stand in the one sequence that the model sees, and who holds them: index arithmetic.
 
-A pair runs as ``[trunk | chosen | rejected | padding]``. The trunk stops just before the token that predicts the
-first answer; each branch opens with its own copy of that token, at the position that follows the trunk. So
+A pair runs as ``[trunk | padding | chosen | rejected | padding]``. The trunk stops just before the token that predicts
+the first answer; each branch opens with its own copy of that token, at the position that follows the trunk. So
 
 * both branches count their positions on from the trunk's length;
 * every response token is predicted by a token of its own branch;
 * the trunk's last token predicts the opener, which is the same token in both branches.
 
-Letters in shapes: S = tokens of the sequence with padding, N = scored predictions, K = turns of the pair.
+Under context parallelism every rank holds a share of the trunk and a share of the branches. The trunk is cut into two
+chunks a rank; rank r has chunk r and the r-th from the end ("zigzag", megatron/core/utils.py,
+``get_batch_on_this_cp_rank``), so that causal attention is equal work for all. The branches are cut into one piece a
+rank, in order. Trunk padding follows the trunk's last token, so no real token attends to it.
+
+Letters in shapes: S = tokens of the whole sequence with padding, L = tokens of one rank's share of it.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,129 +23,119 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PairLayout:
-    """Lengths in tokens of the parts of one sequence; the parts follow each other in this order."""
+    """Lengths in tokens of the parts of one sequence."""
 
     trunk: int
     chosen: int
     rejected: int
-    padding: int = 0
+    trunk_padding: int = 0
+    branch_padding: int = 0
+    num_shares: int = 1
+    """Context-parallel ranks that share the sequence."""
 
     def __post_init__(self) -> None:
-        if min(self.trunk, self.chosen, self.rejected) < 1 or self.padding < 0:
+        if min(self.trunk, self.chosen, self.rejected) < 1 or min(self.trunk_padding, self.branch_padding) < 0:
             raise ValueError(f"trunk and branches need at least one token each, padding none or more: {self}")
+        chunks = 2 * self.num_shares if self.num_shares > 1 else 1
+        if self.padded_trunk % chunks or self.padded_branches % self.num_shares:
+            raise ValueError(f"{self.num_shares} context-parallel ranks cannot share this evenly: {self}")
+
+    @property
+    def padded_trunk(self) -> int:
+        return self.trunk + self.trunk_padding
+
+    @property
+    def padded_branches(self) -> int:
+        """Both branches and the padding behind them."""
+        return self.chosen + self.rejected + self.branch_padding
 
     @property
     def length(self) -> int:
         """S: all tokens, padding included."""
-        return self.trunk + self.chosen + self.rejected + self.padding
+        return self.padded_trunk + self.padded_branches
 
     @property
-    def trunk_slice(self) -> slice:
-        return slice(0, self.trunk)
+    def padding(self) -> int:
+        return self.trunk_padding + self.branch_padding
 
     @property
-    def branches_slice(self) -> slice:
-        """Both branches, chosen first, without the padding."""
-        return slice(self.trunk, self.trunk + self.chosen + self.rejected)
+    def local_trunk(self) -> int:
+        """Trunk tokens that each rank holds, padding included; they stand before its share of the branches."""
+        return self.padded_trunk // self.num_shares
+
+    @property
+    def local_branches(self) -> int:
+        """Branch tokens that each rank holds, padding included."""
+        return self.padded_branches // self.num_shares
 
     @property
     def branch_slices(self) -> tuple[slice, slice]:
-        """The chosen and the rejected branch."""
-        border = self.trunk + self.chosen
-        return slice(self.trunk, border), slice(border, border + self.rejected)
+        """The chosen and the rejected branch in the whole sequence."""
+        border = self.padded_trunk + self.chosen
+        return slice(self.padded_trunk, border), slice(border, border + self.rejected)
 
 
-def pair_layout(trunk: int, chosen: int, rejected: int, multiple: int = 1) -> PairLayout:
-    """The layout of a pair with these lengths (tokens), padded at the end to a multiple of ``multiple``.
+def pair_layout(trunk: int, chosen: int, rejected: int, *, multiple: int = 1, num_shares: int = 1) -> PairLayout:
+    """The layout of a pair with these lengths (tokens), shared by ``num_shares`` context-parallel ranks.
 
-    Sequence parallelism cuts the sequence into as many equal parts as there are tensor-parallel ranks.
+    Every share is a multiple of ``multiple``: sequence parallelism cuts it further, into one part a tensor-parallel
+    rank.
     """
-    return PairLayout(trunk, chosen, rejected, padding=-(trunk + chosen + rejected) % multiple)
+    trunk_padding = -trunk % (2 * num_shares) if num_shares > 1 else 0
+    branch_padding = -(trunk + trunk_padding + chosen + rejected) % (num_shares * multiple)
+    return PairLayout(trunk, chosen, rejected, trunk_padding, branch_padding, num_shares)
 
 
 def input_tokens(layout: PairLayout, trunk_T: Tensor, chosen_T: Tensor, rejected_T: Tensor) -> Tensor:
-    """The token ids of the sequence, int64 [S]; padding is token 0, which nothing attends to and no loss reads."""
-    padding = trunk_T.new_zeros(layout.padding)
-    return torch.cat((trunk_T, chosen_T, rejected_T, padding))
+    """The token ids of the sequence, int64 [S]; padding is token 0, which no loss reads."""
+    after_trunk, after_branches = (trunk_T.new_zeros(n) for n in (layout.trunk_padding, layout.branch_padding))
+    return torch.cat((trunk_T, after_trunk, chosen_T, rejected_T, after_branches))
 
 
 def positions(layout: PairLayout, device: torch.device | str = "cpu") -> Tensor:
     """The position of every token in its own conversation, int64 [S]: both branches continue from the trunk."""
-    trunk, chosen, rejected, padding = (
-        torch.arange(start, start + length, device=device)
-        for start, length in (
-            (0, layout.trunk),
-            (layout.trunk, layout.chosen),
-            (layout.trunk, layout.rejected),
-            (0, layout.padding),
-        )
+    parts = (
+        (0, layout.trunk),
+        (0, layout.trunk_padding),
+        (layout.trunk, layout.chosen),
+        (layout.trunk, layout.rejected),
+        (0, layout.branch_padding),
     )
-    return torch.cat((trunk, chosen, rejected, padding))
+    return torch.cat([torch.arange(start, start + length, device=device) for start, length in parts])
 
 
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """The predictions that a loss needs, and to which sum each belongs."""
-
-    rows_N: Tensor
-    """int64: the position in the sequence whose next token is predicted."""
-    labels_N: Tensor
-    """int64: that next token."""
-    segment_N: Tensor
-    """int64: t for turn t of the chosen branch, K + t for turn t of the rejected one, 2K for no response span."""
-    in_nll_N: Tensor
-    """bool: the prediction counts in the NLL term."""
-    num_turns: int
-    """K."""
-
-    def to(self, device: torch.device | str | int) -> "Targets":
-        """The same targets on another device."""
-        tensors = (x.to(device, non_blocking=True) for x in (self.rows_N, self.labels_N, self.segment_N, self.in_nll_N))
-        return Targets(*tensors, num_turns=self.num_turns)
+def share(layout: PairLayout, rank: int, device: torch.device | str = "cpu") -> Tensor:
+    """Where each token of context-parallel rank ``rank`` stands in the whole sequence, int64 [L]."""
+    branches = layout.padded_trunk + rank * layout.local_branches
+    pieces = [(branches, branches + layout.local_branches)]
+    if layout.num_shares == 1:
+        pieces.insert(0, (0, layout.padded_trunk))
+    else:
+        half = layout.local_trunk // 2
+        mirror = 2 * layout.num_shares - 1 - rank
+        pieces = [(rank * half, (rank + 1) * half), (mirror * half, (mirror + 1) * half), *pieces]
+    return torch.cat([torch.arange(start, stop, device=device) for start, stop in pieces])
 
 
-def pair_targets(
-    layout: PairLayout, tokens_S: Tensor, chosen_spans_K2: Tensor, rejected_spans_K2: Tensor, nll_over_all: bool
-) -> Targets:
-    """The targets of a pair.
+def num_own_keys(layout: PairLayout, rank: int) -> int:
+    """How many of a rank's trunk tokens are real; they come first in its share, padding last."""
+    if layout.num_shares == 1:
+        return layout.trunk
+    half = layout.local_trunk // 2
+    starts = (rank * half, (2 * layout.num_shares - 1 - rank) * half)
+    return sum(min(max(layout.trunk - start, 0), half) for start in starts)
 
-    Args:
-        tokens_S: the sequence's token ids, int64 [S].
-        chosen_spans_K2, rejected_spans_K2: half-open response spans as token positions inside their branch; a span
-            never starts at 0, because the opener is not a response token.
-        nll_over_all: the NLL counts every predicted token of trunk + chosen branch (the released objective);
-            otherwise the chosen response tokens only, and the trunk is not scored at all.
+
+def own_segments(layout: PairLayout, rank: int) -> list[tuple[slice, slice]]:
+    """A rank's share of the branches, as (part of one branch, what that branch has before the part).
+
+    Both count from the start of the branches; padding belongs to no segment.
     """
-    num_turns = len(chosen_spans_K2)
-    no_segment = 2 * num_turns
-    chosen, rejected = layout.branch_slices
-    next_token = torch.roll(tokens_S, -1)
-    segment_S = torch.full_like(tokens_S, no_segment)
-    for branch, spans, first in ((chosen, chosen_spans_K2, 0), (rejected, rejected_spans_K2, num_turns)):
-        for turn, (start, stop) in enumerate(cast(list[list[int]], spans.tolist())):  # pyright: ignore[reportUnknownMemberType]
-            # The token at position p of the branch is predicted by the token at p - 1.
-            segment_S[branch.start + start - 1 : branch.start + stop - 1] = first + turn
-    in_nll_S = segment_S < num_turns
-    if nll_over_all:
-        # All of trunk + chosen predicts its next token but the very last, which ends the sequence. The trunk's last
-        # token is followed by the chosen opener, so the roll has the right label there too.
-        in_nll_S[: chosen.stop - 1] = True
-    rows_N = torch.nonzero(in_nll_S | (segment_S < no_segment)).squeeze(1)
-    return Targets(rows_N, next_token[rows_N], segment_S[rows_N], in_nll_S[rows_N], num_turns)
-
-
-def sum_by_turn(token_logp_N: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Log-probabilities summed over each response span: (chosen [K], rejected [K]), float64, nats.
-
-    The sums run in float64 so that their rounding stays below that of the fp32 terms at any length.
-    """
-    num_turns = targets.num_turns
-    sums = torch.zeros(2 * num_turns + 1, dtype=torch.float64, device=token_logp_N.device)
-    sums = sums.index_add(0, targets.segment_N, token_logp_N.double())
-    return sums[:num_turns], sums[num_turns : 2 * num_turns]
-
-
-def mean_nll(token_logp_N: Tensor, targets: Targets) -> Tensor:
-    """Mean negative log-probability over the predictions that count in the NLL: scalar, float64, nats per token."""
-    weights = targets.in_nll_N.double()
-    return -(token_logp_N.double() * weights).sum() / weights.sum()
+    first, stop = rank * layout.local_branches, (rank + 1) * layout.local_branches
+    segments: list[tuple[slice, slice]] = []
+    for branch in layout.branch_slices:
+        start, end = branch.start - layout.padded_trunk, branch.stop - layout.padded_trunk
+        own = slice(max(start, first), min(end, stop))
+        if own.start < own.stop:
+            segments.append((own, slice(start, own.start)))
+    return segments

@@ -17,14 +17,14 @@ class PairRotaryEmbedding(RotaryEmbedding):
     """
 
     def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> Any:
-        """The positions, int64 [S], of the PairParams among the arguments."""
+        """The positions, int64 [L], of the PairParams among the arguments."""
         for value in (*args, *kwargs.values()):
             if isinstance(value, PairParams):
-                return value.positions_S
+                return value.positions_L
         raise ValueError("the model runs on pairs only: pass a PairParams as packed_seq_params")
 
     def forward(self, max_seq_len: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        """Angles [S, 1, 1, D] in radians, fp32, at the positions ``max_seq_len`` (int64 [S])."""
+        """Angles [L, 1, 1, D] in radians, fp32, at the positions ``max_seq_len`` (int64 [L])."""
         self.inv_freq = self.inv_freq.to(max_seq_len.device)
         positions = max_seq_len.to(self.inv_freq.dtype)
         if self.seq_len_interpolation_factor is not None:

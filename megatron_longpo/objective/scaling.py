@@ -17,8 +17,10 @@ Megatron-Core 0.19 with ``calculate_per_token_loss`` does, in this order:
 So with loss = sum of this micro-batch's loss_p, and num_tokens = this micro-batch's *pairs*, the gradient is exactly
 that of L, for any split of the pairs over micro-batches and ranks. "Token" is only Megatron's name for the unit of the
 mean. There is no factor left to multiply: tensor-, sequence- and pipeline-parallel ranks hold parts of one function,
-and their mappings already add the parts up. Under loss scaling (fp16) ``schedules.py::backward_step`` multiplies the
-loss and the optimizer divides it out again.
+and their mappings already add the parts up. Context-parallel ranks of one pair compute the same loss from completed
+sums (model/targets.py), each differentiates it with respect to its own tokens, and step 3 adds these parts up. But
+the pair is one pair: only the first of them counts it. Under loss scaling (fp16) ``schedules.py::backward_step``
+multiplies the loss and the optimizer divides it out again.
 
 Reports follow the same contract (``training.py::train_step`` and ``evaluate``): [sum, count], added up over
 micro-batches and all-reduced over dp x cp, then divided. So every reported number is a mean over the pairs of the
@@ -30,7 +32,7 @@ from torch import Tensor
 
 
 def scale_for_megatron(
-    loss_P: Tensor, reports: dict[str, Tensor], weight_P: Tensor
+    loss_P: Tensor, reports: dict[str, Tensor], weight_P: Tensor, cp_rank: int
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """What a loss function returns to Megatron for one micro-batch.
 
@@ -38,12 +40,14 @@ def scale_for_megatron(
         loss_P: the loss of each pair of the micro-batch.
         reports: numbers to log, each [P], one value a pair.
         weight_P: 1 for a pair that counts, 0 for one that only fills up a batch (the end of an evaluation).
+        cp_rank: this rank's place among the context-parallel ranks that share these pairs.
 
     Returns:
         (sum of the losses: scalar, number of pairs: int32 scalar, name -> [sum, count] float64).
     """
-    num_pairs = weight_P.sum()
+    counted_P = weight_P if cp_rank == 0 else torch.zeros_like(weight_P)
+    num_pairs = counted_P.sum()
     summed = {
-        name: torch.stack(((values_P.detach() * weight_P).sum(), num_pairs)) for name, values_P in reports.items()
+        name: torch.stack(((values_P.detach() * counted_P).sum(), num_pairs)) for name, values_P in reports.items()
     }
     return (loss_P * weight_P).sum(), num_pairs.to(torch.int32), summed

@@ -38,7 +38,7 @@ from megatron_longpo.hf.config import megatron_options  # noqa: E402
 from megatron_longpo.hf.sidecar import Identity, read_hf_config, read_identity  # noqa: E402
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config  # noqa: E402
 from megatron_longpo.model.forward import forward_pair, pair_input  # noqa: E402
-from megatron_longpo.model.layout import sum_by_turn  # noqa: E402
+from megatron_longpo.model.targets import pair_logps  # noqa: E402
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache  # noqa: E402
 from megatron_longpo.reference.journal import Journal  # noqa: E402
 
@@ -196,8 +196,8 @@ def score_turns(reference: _Reference, turns: list[TrunkAndBranches]) -> list[tu
         output = forward_pair(model, pair, reference.shape.vocab_size, tp_group)
 
         def sums(token_logp_N: Tensor, non_loss_data: bool = True) -> tuple[float, float]:
-            chosen_K, rejected_K = sum_by_turn(token_logp_N, pair.targets)
-            return chosen_K.sum().item(), rejected_K.sum().item()
+            logps = pair_logps(token_logp_N, pair.targets)
+            return logps.chosen_K.sum().item(), logps.rejected_K.sum().item()
 
         return output, sums
 

@@ -82,7 +82,12 @@ def test_survives_a_kill_while_saving(work: Workspace, straight: Path) -> None:
 
 @pytest.mark.parametrize(
     "layout",
-    [["--tensor-model-parallel-size", "2", "--sequence-parallel"], ["--pipeline-model-parallel-size", "2"], []],
+    [
+        ["--tensor-model-parallel-size", "2", "--sequence-parallel"],
+        ["--pipeline-model-parallel-size", "2"],
+        ["--context-parallel-size", "2"],
+        [],
+    ],
 )
 def test_resumes_in_another_layout(work: Workspace, straight: Path, layout: list[str], tmp_path: Path) -> None:
     """Distributed optimizer on (2, 1, 1) for five steps, then on another layout: 1e-6, fp32 sums in another order."""

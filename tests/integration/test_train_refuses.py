@@ -29,7 +29,9 @@ def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1) -> str:
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (["--context-parallel-size", "2"], "--context-parallel-size"),
+        (["--context-parallel-size", "4", "--cp-comm-type", "a2a"], "at most 2 ranks can swap here"),
+        (["--context-parallel-size", "4", "--cp-comm-type", "a2a+p2p"], "--hierarchical-context-parallel-sizes A B"),
+        (["--context-parallel-size", "2", "--cp-comm-type", "ring"], "choose p2p, all_gather"),
         (["--micro-batch-size", "2"], "--micro-batch-size"),
         (["--num-layers", "7"], "--num-layers is 7 but the checkpoint"),
         (["--longpo-beta", "0"], "--longpo-beta must be above 0"),

@@ -21,7 +21,10 @@ class Case:
     tied: bool
     tp: int = 1
     pp: int = 1
+    cp: int = 1
     dp: int = 1
+    cp_comm_type: str = "p2p"
+    """p2p, all_gather, a2a, or a2a+p2p with 2 ranks swapping heads."""
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
     recompute: str = "none"
@@ -29,18 +32,24 @@ class Case:
     num_turns: int = 1
     nll_over_all: bool = True
     seed: int = 0
+    """Of the pairs."""
     num_pairs: int = field(default=4)
 
     @property
     def num_ranks(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.cp * self.dp
+
+    @property
+    def model(self) -> str:
+        """The name of its model; cases that differ in nothing the model knows share one."""
+        return f"{self.architecture}-{'tied' if self.tied else 'untied'}"
 
     @property
     def name(self) -> str:
         switches = [
-            f"tp{self.tp}pp{self.pp}dp{self.dp}",
-            self.architecture,
-            "tied" if self.tied else "untied",
+            f"tp{self.tp}pp{self.pp}" + (f"cp{self.cp}" if self.cp > 1 else "") + f"dp{self.dp}",
+            self.cp_comm_type if self.cp > 1 else "",
+            self.model,
             f"{self.num_turns}turns",
             self.recompute,
             "sp" if self.sequence_parallel else "",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tests.parity.test_step import TOLERANCE, layout_cases, measure
+from tests.parity.pairwise import SEED, all_cases
+from tests.parity.test_step import TOLERANCE, measure
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "exactness.md"
 COLUMNS = (
@@ -30,9 +31,12 @@ worst weight's gradient over the largest element of that gradient; the margin's 
 is a difference of. The product runs in fp32. The oracle runs in float64, and, in the columns marked fp32, in fp32,
 where its own rounding counts too. Limit in the tests: {TOLERANCE:.0e}.
 
-Four pairs of uneven lengths, 4 layers, 4 query heads on 2 key/value heads, vocabulary 131 (padded under tensor
+Four pairs of uneven lengths, 4 layers, 8 query heads on 4 key/value heads, vocabulary 131 (padded under tensor
 parallelism), reference log-probs given; beta 0.5, preference weight 2.0, NLL weight 0.7, so that an error in the
 preference term shows.
+
+Eight cases for every layout of tensor, pipeline, context (cp) and data parallelism of at most 8 ranks; together they
+meet every possible pair of switches (`tests/parity/pairwise.py`, seed {SEED}).
 
 Written by `python -m tests.parity.exactness` with torch {torch.__version__} on CPU.
 
@@ -42,7 +46,7 @@ Written by `python -m tests.parity.exactness` with torch {torch.__version__} on 
 def main() -> None:
     """Measure all cases and write the table; the last row is the worst of each column."""
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(layout_cases(), Path(folder))
+        measured = measure(all_cases(), Path(folder))
     lines = ["| case | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, found in measured.items():
         lines.append(f"| {name} | " + " | ".join(f"{found[column]:.1e}" for column in COLUMNS) + " |")

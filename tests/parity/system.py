@@ -6,6 +6,7 @@ an epsilon beyond every gradient, Adam's step lr * g / (|g| + epsilon) is plain 
 to epsilon, and lr and epsilon are powers of two, so the step is exactly STEP * g.
 """
 
+import gc
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -35,19 +36,35 @@ STEP = 2.0**20
 def run_cases(cases: list[Case], folder: Path) -> list[dict[str, float]]:
     """On every rank: run the cases one after the other, regrouping the same ranks for each.
 
-    Reads ``folder/NAME/imported`` and writes ``folder/NAME/stepped`` (the weights after the step).
+    Reads ``folder/MODEL/imported`` and writes ``folder/NAME/stepped`` (the weights after the step).
 
     Returns:
         Per case the reported means; empty on ranks that are not of the last pipeline stage.
     """
-    return [_run_case(case, folder / case.name) for case in cases]
+    results = []
+    for case in cases:
+        results.append(_run_case(case, folder))
+        _leave_groups()
+    return results
+
+
+def _leave_groups() -> None:
+    """Destroy all process groups but the world: gloo's threads of the old ones would slow the next case down."""
+    torch.distributed.barrier()
+    parallel_state.destroy_model_parallel()
+    for group in list(torch.distributed.distributed_c10d._world.pg_map):
+        if group is not torch.distributed.distributed_c10d._get_default_group():
+            torch.distributed.destroy_process_group(group)
+    gc.collect()  # a model is full of cycles and holds its groups
 
 
 def _run_case(case: Case, folder: Path) -> dict[str, float]:
-    parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(case.tp, case.pp)
+    hierarchy = [2, case.cp // 2] if case.cp_comm_type == "a2a+p2p" else None
+    parallel_state.initialize_model_parallel(
+        case.tp, case.pp, context_parallel_size=case.cp, hierarchical_context_parallel_sizes=hierarchy
+    )
     model_parallel_cuda_manual_seed(case.seed)
-    options = megatron_options(read_json_object(folder / "hf" / "config.json"))
+    options = megatron_options(read_json_object(folder / case.model / "hf" / "config.json"))
     config = transformer_config(
         options, tensor=case.tp, pipeline=case.pp, sequence=case.sequence_parallel, dtype=torch.float32
     )
@@ -55,12 +72,12 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
     shape = ModelShape.of(options, multiple=case.tp)
     first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
     model = build_model(config, shape, pre_process=first, post_process=last)
-    weights = dist_checkpointing.load(model.sharded_state_dict(), str(folder / "imported" / "release"))
+    weights = dist_checkpointing.load(model.sharded_state_dict(), str(folder / case.model / "imported" / "release"))
     model.load_state_dict(weights, strict=False)
     reports = _step(case, config, shape, model)
-    stepped = folder / "stepped"
+    stepped = folder / case.name / "stepped"
     if torch.distributed.get_rank() == 0:
-        stepped.mkdir()
+        stepped.mkdir(parents=True)
     torch.distributed.barrier()
     dist_checkpointing.save(model.sharded_state_dict(), str(stepped))
     return reports
@@ -69,6 +86,8 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
 def _configure(config: TransformerConfig, case: Case) -> None:
     config.calculate_per_token_loss = True
     config.finalize_model_grads_func = finalize_model_grads
+    config.context_parallel_size = case.cp
+    config.cp_comm_type = case.cp_comm_type
     if case.recompute == "full":
         config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
     elif case.recompute == "selective":
@@ -131,15 +150,16 @@ def _means(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     means = {}
     for name in losses[0] if losses else ():
         total = torch.stack([loss[name] for loss in losses]).sum(dim=0)
-        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         means[name] = (total[0] / total[1]).item()
     return means
 
 
-def gradients(folder: Path) -> dict[str, torch.Tensor]:
+def gradients(case: Case, folder: Path) -> dict[str, torch.Tensor]:
     """Gradients by Hugging Face name: the difference of ``imported`` and ``stepped``, over STEP."""
-    before, after = CheckpointReader(folder / "imported" / "release"), CheckpointReader(folder / "stepped")
-    shape = architecture(read_json_object(folder / "hf" / "config.json"))
+    model = folder / case.model
+    before, after = CheckpointReader(model / "imported" / "release"), CheckpointReader(folder / case.name / "stepped")
+    shape = architecture(read_json_object(model / "hf" / "config.json"))
     found = {}
     for rule in name_table(shape):
         dims = before.shape(rule.megatron)
@@ -152,6 +172,6 @@ def gradients(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def result(reports: dict[str, float], folder: Path) -> Result:
+def result(case: Case, reports: dict[str, float], folder: Path) -> Result:
     """The system's step in the oracle's form."""
-    return Result(reports, gradients(folder))
+    return Result(reports, gradients(case, folder))

@@ -1,6 +1,7 @@
-"""The same comparison as test_step.py on two layouts only: for a quick look, and what tests/mutations.py runs.
+"""The same comparison as test_step.py on three layouts only: for a quick look, and what tests/mutations.py runs.
 
-One rank with tied embeddings, and two data-parallel ranks of uneven pairs, each with several micro-batches.
+One rank with tied embeddings, two data-parallel ranks of uneven pairs, and two context-parallel ranks, each with
+several micro-batches.
 """
 
 import itertools
@@ -14,6 +15,7 @@ from tests.parity.test_step import TOLERANCE, measure
 CASES = {
     "one-rank": Case(architecture="qwen2", tied=True, num_turns=2, seed=101),
     "two-data-parallel": Case(architecture="mistral", tied=False, dp=2, num_turns=3, nll_over_all=False, seed=102),
+    "two-context-parallel": Case(architecture="llama", tied=False, cp=2, num_turns=2, seed=103),
 }
 
 

@@ -1,11 +1,18 @@
-"""The pair's attention equals two separate masked attentions, forward and backward."""
+"""The pair's attention equals two separate masked attentions, forward and backward, under every context parallelism."""
+
+from dataclasses import dataclass
 
 import pytest
 import torch
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_longpo.model.attention import _PairAttention
-from megatron_longpo.model.layout import PairLayout
+from megatron_longpo.model.attention import _PairAttention, trunk_exchange
+from megatron_longpo.model.layout import PairLayout, pair_layout, share
+from tests.ranks import run_ranks
+
+DIM = 16
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
@@ -17,42 +24,123 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor
 
 def pair_mask(layout: PairLayout) -> Tensor:
     """bool [S, S]: written from the words, token by token, not from slices."""
-    part = ["t"] * layout.trunk + ["c"] * layout.chosen + ["r"] * layout.rejected + ["p"] * layout.padding
+    parts = {"t": layout.trunk, "-": layout.trunk_padding, "c": layout.chosen, "r": layout.rejected}
+    part = [letter for letter, length in parts.items() for _ in range(length)] + ["-"] * layout.branch_padding
     allowed = torch.zeros(layout.length, layout.length, dtype=torch.bool)
     for i, mine in enumerate(part):
         for j, other in enumerate(part[: i + 1]):
-            allowed[i, j] = mine != "p" and (other == mine or (other == "t" and mine in "cr"))
+            allowed[i, j] = mine != "-" and (other == mine or (other == "t" and mine in "cr"))
     return allowed
 
 
-@pytest.mark.parametrize("heads, groups", [(4, 4), (4, 2), (7, 1)])
-@pytest.mark.parametrize("lengths", [(33, 7, 5, 0), (1, 1, 1, 1), (5, 40, 2, 3), (64, 1, 17, 6)])
-def test_equals_masked_attention(heads: int, groups: int, lengths: tuple[int, ...]) -> None:
-    """1e-5: fp32 kernels against float64; sums of at most 112 terms."""
-    torch.manual_seed(0)
-    layout = PairLayout(*lengths)
-    q, k, v = (torch.randn(1, n, layout.length, 16, requires_grad=True) for n in (heads, groups, groups))
-    grad = torch.randn(1, heads, layout.length, 16)
-    out = _PairAttention.apply(q, k, v, layout, 16**-0.5)
+@dataclass(frozen=True)
+class AttentionCase:
+    lengths: tuple[int, int, int]
+    """Trunk, chosen, rejected."""
+    heads: int = 4
+    groups: int = 2
+    exchange: str = "p2p"
+    multiple: int = 1
+
+    def layout(self, num_shares: int) -> PairLayout:
+        return pair_layout(*self.lengths, multiple=self.multiple, num_shares=num_shares)
+
+    def tensors(self, layout: PairLayout) -> list[Tensor]:
+        """Random q, k, v and the gradient of the output, [1, heads, S, D]; nothing asks for the output of padding."""
+        generator = torch.Generator().manual_seed(sum(self.lengths))
+        sizes = (self.heads, self.groups, self.groups, self.heads)
+        q, k, v, grad = (torch.randn(1, n, layout.length, DIM, generator=generator) for n in sizes)
+        return [q, k, v, grad * pair_mask(layout).any(1)[:, None]]
+
+
+LENGTHS = [(33, 7, 5), (1, 1, 1), (5, 40, 2), (64, 1, 17), (97, 12, 30)]
+"""Among them trunks shorter than two chunks a rank, and branches longer than a rank's share of the trunk."""
+
+
+def cases(num_ranks: int) -> list[AttentionCase]:
+    heads = {1: [(4, 4), (4, 2), (7, 1)], 2: [(4, 2)], 4: [(8, 4)], 8: [(28, 4)]}[num_ranks]
+    found = [AttentionCase(lengths, *counts) for lengths in LENGTHS for counts in heads]
+    found.append(AttentionCase((50, 9, 4), 4, 1, multiple=4))
+    if num_ranks > 1:
+        found += [AttentionCase(lengths, *heads[0], "all_gather") for lengths in LENGTHS]
+        found += [AttentionCase(lengths, 2 * num_ranks, num_ranks, "a2a") for lengths in LENGTHS[::2]]
+    if num_ranks > 2:
+        found += [AttentionCase(lengths, 4, 2, "a2a+p2p") for lengths in LENGTHS[::2]]
+    return found
+
+
+def attend_on_ranks(cases: list[AttentionCase]) -> list[list[Tensor]]:
+    """On every rank: its share of [output, dq, dk, dv] for each case."""
+    size = torch.distributed.get_world_size()
+    hierarchy = [2, size // 2] if size > 2 else None
+    parallel_state.initialize_model_parallel(context_parallel_size=size, hierarchical_context_parallel_sizes=hierarchy)
+    groups = ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
+    results = []
+    for case in cases:
+        layout = case.layout(size)
+        own = share(layout, groups.cp.rank())
+        q, k, v, grad = (x[:, :, own].clone() for x in case.tensors(layout))
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        out = _PairAttention.apply(*leaves, layout, trunk_exchange(case.exchange, groups), groups.cp, DIM**-0.5)
+        out.backward(grad)
+        results.append([out.detach(), *(x.grad for x in leaves)])
+    return results
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_equals_masked_attention(num_ranks: int) -> None:
+    """1e-5: fp32 kernels against float64; sums of at most 141 terms."""
+    by_rank = run_ranks(attend_on_ranks, num_ranks, cases(num_ranks))
+    for index, case in enumerate(cases(num_ranks)):
+        layout = case.layout(num_ranks)
+        real = pair_mask(layout).any(1)
+        expected = masked_gradients(case, layout)
+        found = [whole(parts, layout) for parts in zip(*(results[index] for results in by_rank), strict=True)]
+        expected[0][:, :, ~real] = found[0][:, :, ~real] = 0.0  # what padding attends to is of no consequence
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=f"{case}")
+
+
+def masked_gradients(case: AttentionCase, layout: PairLayout) -> list[Tensor]:
+    """[output, dq, dk, dv] of the whole sequence, float64."""
+    q, k, v, grad = (x.double() for x in case.tensors(layout))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = masked_attention(*leaves, pair_mask(layout))
     out.backward(grad)
-    q64, k64, v64 = (x.detach().double().requires_grad_() for x in (q, k, v))
-    expected = masked_attention(q64, k64, v64, pair_mask(layout))
-    expected.backward(grad.double())
-    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip((q, k, v), (q64, k64, v64), strict=True):
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
+    return [out.detach(), *(x.grad for x in leaves)]  # type: ignore[misc]
+
+
+def whole(parts: tuple[Tensor, ...], layout: PairLayout) -> Tensor:
+    """The ranks' shares put together: [1, heads, S, D] float64."""
+    joined = torch.zeros(1, parts[0].shape[1], layout.length, DIM, dtype=torch.float64)
+    for rank, part in enumerate(parts):
+        joined[:, :, share(layout, rank)] = part.double()
+    return joined
 
 
 def test_branches_do_not_see_each_other() -> None:
-    """Changing one branch leaves the trunk and the other branch bit for bit."""
+    """Changing one branch leaves the trunk and the other branch bit for bit, as does leaving both out the trunk."""
+    before, after, trunk_only = run_ranks(attend_thrice, 1)[0]
+    layout = PairLayout(20, 6, 9)
+    chosen, rejected = layout.branch_slices
+    assert torch.equal(before[:, :, :20], after[:, :, :20])
+    assert torch.equal(before[:, :, rejected], after[:, :, rejected])
+    assert not torch.equal(before[:, :, chosen], after[:, :, chosen])
+    assert torch.equal(before[:, :, :20], trunk_only)
+
+
+def attend_thrice() -> list[Tensor]:
+    """Outputs with one chosen branch, with another, and of the trunk in a kernel call of its own."""
+    parallel_state.initialize_model_parallel()
+    groups = ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
     torch.manual_seed(0)
     layout = PairLayout(20, 6, 9)
     q, k, v = (torch.randn(1, 2, layout.length, 8) for _ in range(3))
-    before = _PairAttention.apply(q, k, v, layout, 0.3)
-    chosen, rejected = layout.branch_slices
+    rest = (layout, trunk_exchange(None, groups), groups.cp, 0.3)
+    outputs = [_PairAttention.apply(q, k, v, *rest)]
     for x in (q, k, v):
-        x[:, :, chosen] = torch.randn_like(x[:, :, chosen])
-    after = _PairAttention.apply(q, k, v, layout, 0.3)
-    assert torch.equal(before[:, :, layout.trunk_slice], after[:, :, layout.trunk_slice])
-    assert torch.equal(before[:, :, rejected], after[:, :, rejected])
-    assert not torch.equal(before[:, :, chosen], after[:, :, chosen])
+        x[:, :, layout.branch_slices[0]] = torch.randn(1, 2, 6, 8)
+    outputs.append(_PairAttention.apply(q, k, v, *rest))
+    trunk = (x[:, :, :20] for x in (q, k, v))
+    outputs.append(torch.nn.functional.scaled_dot_product_attention(*trunk, is_causal=True, scale=0.3))
+    return outputs

@@ -1,0 +1,119 @@
+"""What the training program refuses, each with one line that says what to change; nothing is built before."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from megatron_longpo import platform
+from megatron_longpo.data.indexed import Manifest
+from megatron_longpo.errors import UserError
+from megatron_longpo.hf.config import megatron_options
+from megatron_longpo.hf.sidecar import Identity, read_hf_config
+
+CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
+"""What the checkpoint suggests and the user may set otherwise; the rest of its shape is fixed."""
+
+CP_COMM_TYPES = ("p2p", "all_gather", "allgather", "a2a", "a2a+p2p")
+
+
+def refuse_unsupported(args: argparse.Namespace) -> None:
+    """Options of Megatron that this release does not combine with pairs."""
+    refused = {
+        "--micro-batch-size (1 pair per micro-batch)": args.micro_batch_size != 1,
+        "--num-layers-per-virtual-pipeline-stage": args.num_layers_per_virtual_pipeline_stage is not None,
+        "--num-virtual-stages-per-pipeline-rank": args.num_virtual_stages_per_pipeline_rank is not None,
+        "--num-experts": args.num_experts is not None,
+        "--transformer-impl (local is)": args.transformer_impl != "local",
+        "--fp8-format": args.fp8 is not None,
+        "--mtp-num-layers": args.mtp_num_layers is not None,
+        "--position-embedding-type (rope is)": args.position_embedding_type != "rope",
+        "--rotary-interleaved": args.rotary_interleaved,
+        "--dataloader-type (single is)": args.dataloader_type != "single",
+        "--use-torch-fsdp2 or --use-megatron-fsdp": args.use_torch_fsdp2 or args.use_megatron_fsdp,
+        "--hybrid-context-parallel": args.hybrid_context_parallel,
+        "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,
+        "--full-validation": args.full_validation,
+        "--use-distributed-optimizer without Transformer Engine or Apex (Megatron cannot resume torch's Adam)": (
+            args.use_distributed_optimizer and not platform.is_cpu() and not _has_fused_adam()
+        ),
+    }
+    for option, is_set in refused.items():
+        if is_set:
+            raise UserError(f"{option} is not supported by this version of megatron-longpo; remove it")
+    if not args.calculate_per_token_loss:
+        raise UserError("the mean over pairs needs --calculate-per-token-loss, which is the default; do not unset it")
+    if args.longpo_beta <= 0 or args.longpo_pref_coef < 0 or args.longpo_nll_coef < 0:
+        raise UserError("--longpo-beta must be above 0, --longpo-pref-coef and --longpo-nll-coef at least 0")
+    if args.longpo_pref_coef == 0 and args.longpo_nll_coef == 0:
+        raise UserError("--longpo-pref-coef and --longpo-nll-coef are both 0: there is nothing to train")
+
+
+def _has_fused_adam() -> bool:
+    return any(importlib.util.find_spec(name) for name in ("transformer_engine", "apex"))
+
+
+def check_shape(args: argparse.Namespace, source: Path) -> None:
+    """The options do not contradict the checkpoint's shape, and the shape divides by the parallel axes."""
+    for name, value in megatron_options(read_hf_config(source)).items():
+        if name not in CHANGEABLE and getattr(args, name) != value:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} is {getattr(args, name)} but the checkpoint {source} has {value}; remove it")
+    tp, pp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    for name, size in (
+        ("num_attention_heads", tp),
+        ("num_query_groups", tp),
+        ("ffn_hidden_size", tp),
+        ("num_layers", pp),
+    ):
+        if getattr(args, name) % size:
+            axis = "tensor" if size is tp and name != "num_layers" else "pipeline"
+            raise UserError(
+                f"{name} = {getattr(args, name)} of {source} is not divisible by --{axis}-model-parallel-size {size}; "
+                f"choose a divisor"
+            )
+
+
+def check_context_parallel(args: argparse.Namespace) -> None:
+    """The ways of sharing a trunk that swap tokens for heads have heads enough to swap."""
+    tp, cp = args.tensor_model_parallel_size, args.context_parallel_size
+    if cp == 1:
+        return
+    for name in args.cp_comm_type:
+        if name not in CP_COMM_TYPES:
+            raise UserError(f"--cp-comm-type {name} is not known; choose {', '.join(CP_COMM_TYPES)}")
+    swapping = cp if "a2a" in args.cp_comm_type else 1
+    if "a2a+p2p" in args.cp_comm_type:
+        sizes = args.hierarchical_context_parallel_sizes
+        if not sizes or len(sizes) != 2 or sizes[0] * sizes[1] != cp:
+            raise UserError(
+                f"--cp-comm-type a2a+p2p needs --hierarchical-context-parallel-sizes A B with A * B = {cp} "
+                f"(--context-parallel-size); {sizes} is given; choose A so that it divides the key-value heads"
+            )
+        swapping = max(swapping, sizes[0])
+    local_groups = args.num_query_groups // tp
+    if local_groups % swapping:
+        fitting = max(size for size in range(1, local_groups + 1) if local_groups % size == 0 and cp % size == 0)
+        raise UserError(
+            f"--cp-comm-type {' '.join(args.cp_comm_type)} swaps tokens for heads among {swapping} ranks, and of the "
+            f"{args.num_query_groups} key-value heads a tensor-parallel rank has {local_groups}, which do not divide; "
+            f"at most {fitting} ranks can swap here, while p2p and all_gather work with any number"
+        )
+
+
+def check_lengths(args: argparse.Namespace, manifest: Manifest) -> None:
+    """Every pair fits the positions that the model is trained for."""
+    if args.max_position_embeddings < manifest.max_length:
+        raise UserError(
+            f"--max-position-embeddings {args.max_position_embeddings} is below the dataset's --max-length "
+            f"{manifest.max_length}; raise it or build the dataset with a smaller one"
+        )
+
+
+def check_tokenizer(manifest: Manifest, identity: Identity, source: Path) -> None:
+    """The dataset holds this checkpoint's token ids."""
+    if manifest.tokenizer_fingerprint != identity.tokenizer_fingerprint:
+        raise UserError(
+            f"the dataset was built with another tokenizer or chat template (fingerprint "
+            f"{manifest.tokenizer_fingerprint[:12]}) than that of the checkpoint {source} "
+            f"({identity.tokenizer_fingerprint[:12]}); build it again with --tokenizer {source}/hf"
+        )

@@ -1,0 +1,101 @@
+"""The configurations of the parity tests: every parallel layout, with all pairs of switches covered.
+
+    python -m tests.parity.pairwise
+
+prints them with the seed. Eight cases for each layout of at most eight ranks; each case is the candidate, of a number
+drawn at random, that meets the most pairs of values not met before.
+"""
+
+import functools
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from tests.parity.cases import Case
+
+SEED = 20261122
+CASES_PER_LAYOUT = 8
+CANDIDATES = 200
+
+LAYOUTS = [
+    (tp, pp, cp, dp)
+    for tp, pp, cp, dp in itertools.product((1, 2), (1, 2), (1, 2, 4, 8), (1, 2))
+    if tp * pp * cp * dp <= 8
+]
+SWITCHES: dict[str, tuple[Any, ...]] = {
+    "architecture": ("llama", "mistral", "qwen2"),
+    "tied": (False, True),
+    "sequence_parallel": (False, True),
+    "distributed_optimizer": (False, True),
+    "recompute": ("none", "full", "selective"),
+    "cp_comm_type": ("p2p", "all_gather", "a2a", "a2a+p2p"),
+    "num_turns": (1, 2, 3, 4),
+    "nll_over_all": (True, False),
+}
+Pair = tuple[tuple[str, Any], tuple[str, Any]]
+
+
+def is_possible(values: dict[str, Any]) -> bool:
+    """The switches have a meaning in the layout: a switch that does nothing is left at its first value."""
+    tp, cp = values["tp"], values["cp"]
+    if values["sequence_parallel"] and tp == 1:
+        return False
+    match values["cp_comm_type"]:
+        case "p2p":
+            return True
+        case "all_gather":
+            return cp > 1
+        case "a2a":
+            return cp > 1 and 4 % (tp * cp) == 0  # 4 key-value heads
+        case _:
+            return cp > 2
+
+
+def pairs_of(values: dict[str, Any]) -> set[Pair]:
+    """All pairs of (name, value)."""
+    return set(itertools.combinations(sorted(values.items()), 2))
+
+
+def possible_pairs() -> set[Pair]:
+    """All pairs that some possible case has."""
+    found = set[Pair]()
+    for layout in LAYOUTS:
+        axes = dict(zip(("tp", "pp", "cp", "dp"), layout, strict=True))
+        for switches in itertools.product(*SWITCHES.values()):
+            values = axes | dict(zip(SWITCHES, switches, strict=True))
+            if is_possible(values):
+                found |= pairs_of(values)
+    return found
+
+
+@functools.cache
+def all_cases() -> list[Case]:
+    """Eight cases a layout, in the order of LAYOUTS; the same ones in every process."""
+    return list(_generate())
+
+
+def _generate() -> Iterator[Case]:
+    rng = random.Random(SEED)
+    met = set[Pair]()
+    for layout in LAYOUTS:
+        axes = dict(zip(("tp", "pp", "cp", "dp"), layout, strict=True))
+        for _ in range(CASES_PER_LAYOUT):
+            candidates = [
+                axes | {name: rng.choice(values) for name, values in SWITCHES.items()} for _ in range(CANDIDATES)
+            ]
+            best = max(filter(is_possible, candidates), key=lambda values: len(pairs_of(values) - met))
+            met |= pairs_of(best)
+            yield Case(**best, seed=rng.randrange(2))
+
+
+def sample() -> list[Case]:
+    """What `make test` runs: one case of each of the twelve layouts of at most four ranks."""
+    first = {(case.tp, case.pp, case.cp, case.dp): case for case in reversed(all_cases())}
+    return [case for case in first.values() if case.num_ranks <= 4]
+
+
+if __name__ == "__main__":
+    print(f"seed {SEED}")
+    for case in all_cases():
+        print(case.name, case.seed)
