@@ -24,7 +24,7 @@ from megatron_longpo.model.attention import PairAttention, PairParams
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import HeadContext, PairInput, _logprob_head, forward_pair, pair_input
 from megatron_longpo.model.targets import Targets, pair_logps
-from megatron_longpo.objective.longpo import longpo_loss
+from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
 
 OPTIONS: dict[str, Any] = {
     "num_layers": 8,
@@ -43,7 +43,7 @@ OPTIONS: dict[str, Any] = {
     "max_position_embeddings": 131072,
     "rotary_base": 1e6,
 }
-OBJECTIVE = {"beta": 0.5, "pref_coef": 1.0, "nll_coef": 1.0}
+OBJECTIVE = Objective(beta=0.5, pref_coef=1.0)
 REFERENCE = -1000.0
 """Any number: what matters is that both sides subtract the same."""
 
@@ -156,8 +156,7 @@ def _sequence_logp(model: GPTModel, ids: Tensor, first: int) -> Tensor:
 
 def _loss(chosen: Tensor, rejected: Tensor, nll: Tensor) -> Tensor:
     reference = torch.full_like(chosen, REFERENCE)
-    pairs = [x.unsqueeze(0) for x in (chosen, rejected, reference, reference, nll)]
-    return longpo_loss(*pairs, **OBJECTIVE).loss_P.sum()
+    return pair_loss(margin_by_turn(chosen, rejected, reference, reference), nll, OBJECTIVE).loss
 
 
 def _set_attention(model: GPTModel, kind: type[nn.Module]) -> None:

@@ -26,6 +26,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
+from megatron_longpo.objective.longpo import PREFERENCES, Objective
 from megatron_longpo.reference.cache import ReferenceCache, default_path
 from megatron_longpo.step import StepSettings
 
@@ -91,9 +92,13 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="DIR",
         help="the checkpoint that scored them, where it is not the one training starts from",
     )
+    group.add_argument("--longpo-objective", choices=tuple(PREFERENCES), default="longpo", help="the preference term")
     group.add_argument("--longpo-beta", type=float, default=0.01, help="inverse temperature of the margin")
     group.add_argument("--longpo-pref-coef", type=float, default=0.01, help="weight of the preference term")
     group.add_argument("--longpo-nll-coef", type=float, default=1.0, help="weight of the NLL term")
+    group.add_argument(
+        "--longpo-label-smoothing", type=float, default=0.0, help="probability that the preferred answer is the worse"
+    )
     group.add_argument(
         "--longpo-nll-tokens",
         choices=("all", "response"),
@@ -208,9 +213,13 @@ def _step_settings(args: argparse.Namespace) -> StepSettings:
     return StepSettings(
         vocab_size=args.vocab_size,
         sequence_multiple=args.tensor_model_parallel_size if args.sequence_parallel else 1,
-        beta=args.longpo_beta,
-        pref_coef=args.longpo_pref_coef,
-        nll_coef=args.longpo_nll_coef,
+        objective=Objective(
+            name=args.longpo_objective,
+            beta=args.longpo_beta,
+            pref_coef=args.longpo_pref_coef,
+            nll_coef=args.longpo_nll_coef,
+            label_smoothing=args.longpo_label_smoothing,
+        ),
         nll_over_all=args.longpo_nll_tokens == "all",
         check_finite=args.check_for_nan_in_loss_and_grad,
     )

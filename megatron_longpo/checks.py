@@ -9,6 +9,7 @@ from megatron_longpo.data.indexed import Manifest
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.sidecar import Identity, read_hf_config
+from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING
 
 CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
 """What the checkpoint suggests and the user may set otherwise; the rest of its shape is fixed."""
@@ -44,8 +45,15 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         raise UserError("the mean over pairs needs --calculate-per-token-loss, which is the default; do not unset it")
     if args.longpo_beta <= 0 or args.longpo_pref_coef < 0 or args.longpo_nll_coef < 0:
         raise UserError("--longpo-beta must be above 0, --longpo-pref-coef and --longpo-nll-coef at least 0")
-    if args.longpo_pref_coef == 0 and args.longpo_nll_coef == 0:
-        raise UserError("--longpo-pref-coef and --longpo-nll-coef are both 0: there is nothing to train")
+    if args.longpo_nll_coef == 0 and (args.longpo_pref_coef == 0 or args.longpo_objective == "sft"):
+        raise UserError("--longpo-nll-coef is 0 and so is the preference term: there is nothing to train")
+    if not 0 <= args.longpo_label_smoothing < 0.5:
+        raise UserError(f"--longpo-label-smoothing {args.longpo_label_smoothing} must be at least 0 and below 0.5")
+    if args.longpo_label_smoothing and args.longpo_objective not in WITH_LABEL_SMOOTHING:
+        raise UserError(
+            f"--longpo-objective {args.longpo_objective} has no label smoothing; remove --longpo-label-smoothing or "
+            f"choose {' or '.join(WITH_LABEL_SMOOTHING)}"
+        )
 
 
 def _has_fused_adam() -> bool:

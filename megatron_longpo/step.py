@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from megatron_longpo.metrics import token_reports
 from megatron_longpo.model.forward import PairInput, forward_pair, pair_input
 from megatron_longpo.model.targets import pair_logps
-from megatron_longpo.objective.longpo import longpo_loss
+from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
 from megatron_longpo.objective.scaling import scale_for_megatron
 
 Sample = dict[str, Tensor]
@@ -30,12 +30,7 @@ class StepSettings:
     sequence_multiple: int
     """A rank's share of a sequence is padded to a multiple of this: the tensor-parallel size under sequence
     parallelism, else 1."""
-    beta: float
-    """Inverse temperature of the margin."""
-    pref_coef: float
-    """Weight of the preference term."""
-    nll_coef: float
-    """Weight of the NLL term."""
+    objective: Objective
     nll_over_all: bool
     """NLL over every predicted token of trunk + chosen branch, or over chosen response tokens only."""
     check_finite: bool
@@ -69,36 +64,36 @@ def loss_function(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The objective of one pair and the numbers to report, scaled for Megatron (objective/scaling.py)."""
     policy = pair_logps(token_logp_N, pair.targets, cp_group)
-    logp = {
-        "policy_chosen_logp": policy.chosen_K.sum(),
-        "policy_rejected_logp": policy.rejected_K.sum(),
-        "reference_chosen_logp": sample["reference_chosen_logp"].to(token_logp_N.device).sum(),
-        "reference_rejected_logp": sample["reference_rejected_logp"].to(token_logp_N.device).sum(),
-        "nll": policy.nll,
+    by_turn = {
+        "policy_chosen_logp": policy.chosen_K,
+        "policy_rejected_logp": policy.rejected_K,
+        "reference_chosen_logp": sample["reference_chosen_logp"].to(token_logp_N.device),
+        "reference_rejected_logp": sample["reference_rejected_logp"].to(token_logp_N.device),
     }
-    logp = {name: value.unsqueeze(0) for name, value in logp.items()}
-    losses = longpo_loss(*logp.values(), beta=settings.beta, pref_coef=settings.pref_coef, nll_coef=settings.nll_coef)
+    result = pair_loss(margin_by_turn(*by_turn.values()), policy.nll, settings.objective)
     if settings.check_finite:
-        _check_finite(losses.loss_P)
+        _check_finite(result.loss)
     layout = pair.layout
     tokens = {"trunk": layout.trunk, "branches": layout.chosen + layout.rejected, "padding": layout.padding}
     reports = {
-        "loss": losses.loss_P,
-        "preference_loss": losses.preference_P,
-        "margin": losses.margin_P,
-        "accuracy": (losses.margin_P > 0).double(),
-        **logp,
-        **{name: losses.loss_P.new_tensor([count]) for name, count in token_reports(tokens).items()},
+        "loss": result.loss,
+        "preference_loss": result.preference,
+        "margin": result.margin,
+        "accuracy": (result.margin > 0).double(),
+        "nll": policy.nll,
+        **{name: logp_K.sum() for name, logp_K in by_turn.items()},
+        **{name: result.loss.new_tensor(count) for name, count in token_reports(tokens).items()},
     }
+    reports = {name: value.unsqueeze(0) for name, value in reports.items()}
     weight_P = sample["weight"].to(token_logp_N.device).unsqueeze(0)
-    return scale_for_megatron(losses.loss_P, reports, weight_P, cp_group.rank())
+    return scale_for_megatron(result.loss.unsqueeze(0), reports, weight_P, cp_group.rank())
 
 
-def _check_finite(loss_P: Tensor) -> None:
+def _check_finite(loss: Tensor) -> None:
     """Megatron's own check, as its pretrain_gpt.py applies it: a bad loss is tried again, then stops the run."""
     for reject, name in ((torch.isnan, "NaN"), (torch.isinf, "infinity")):
         get_rerun_state_machine().validate_result(
-            result=loss_P.detach().sum(),
+            result=loss.detach(),
             rejection_func=reject,
             message=f"found {name} in the loss of a pair",
             tolerance=0.0,

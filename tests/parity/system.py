@@ -24,6 +24,7 @@ from megatron_longpo.hf.config import architecture, megatron_options, read_json_
 from megatron_longpo.hf.names import name_table
 from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
+from megatron_longpo.objective.longpo import Objective
 from megatron_longpo.step import StepSettings, forward_step
 from tests.parity.cases import BETA, NLL_COEF, PREF_COEF, Case, random_pairs
 from tests.parity.oracle import Result
@@ -117,9 +118,7 @@ def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch
     settings = StepSettings(
         vocab_size=shape.vocab_size,
         sequence_multiple=case.tp if case.sequence_parallel else 1,
-        beta=BETA,
-        pref_coef=PREF_COEF,
-        nll_coef=NLL_COEF,
+        objective=Objective(beta=BETA, pref_coef=PREF_COEF, nll_coef=NLL_COEF),
         nll_over_all=case.nll_over_all,
         check_finite=False,
     )
