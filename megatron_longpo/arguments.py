@@ -105,6 +105,11 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default="all",
         help="NLL over every predicted token of trunk + chosen branch, or over chosen response tokens only",
     )
+    group.add_argument(
+        "--longpo-recompute",
+        choices=("keep-attention",),
+        help="recompute every layer in the backward pass but keep attention's output, its dearest part",
+    )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append one JSON line a step")
     known, _ = parser.parse_known_args()
     parser.set_defaults(**_defaults(known))
@@ -142,6 +147,8 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"--split {known.split}: only a validation part can be held out; give two weights, such as 90,10"
         )
+    if known.longpo_recompute:
+        defaults |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if known.train_iters is None and known.train_samples is None:
         defaults["train_iters"] = _one_epoch(known, num_train)
     defaults |= _whole_evaluation(known, num_valid)
@@ -213,6 +220,7 @@ def _step_settings(args: argparse.Namespace) -> StepSettings:
     return StepSettings(
         vocab_size=args.vocab_size,
         sequence_multiple=args.tensor_model_parallel_size if args.sequence_parallel else 1,
+        keep_attention=args.longpo_recompute == "keep-attention",
         objective=Objective(
             name=args.longpo_objective,
             beta=args.longpo_beta,

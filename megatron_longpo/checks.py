@@ -47,6 +47,11 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         raise UserError("--longpo-beta must be above 0, --longpo-pref-coef and --longpo-nll-coef at least 0")
     if args.longpo_nll_coef == 0 and (args.longpo_pref_coef == 0 or args.longpo_objective == "sft"):
         raise UserError("--longpo-nll-coef is 0 and so is the preference term: there is nothing to train")
+    if args.longpo_recompute and args.recompute_granularity != "full":
+        raise UserError(
+            f"--longpo-recompute {args.longpo_recompute} is full recomputation that keeps attention; remove "
+            f"--recompute-granularity {args.recompute_granularity}"
+        )
     if not 0 <= args.longpo_label_smoothing < 0.5:
         raise UserError(f"--longpo-label-smoothing {args.longpo_label_smoothing} must be at least 0 and below 0.5")
     if args.longpo_label_smoothing and args.longpo_objective not in WITH_LABEL_SMOOTHING:

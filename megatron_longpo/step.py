@@ -31,6 +31,8 @@ class StepSettings:
     """A rank's share of a sequence is padded to a multiple of this: the tensor-parallel size under sequence
     parallelism, else 1."""
     objective: Objective
+    keep_attention: bool = False
+    """Full recomputation takes attention's output from the first forward pass."""
     nll_over_all: bool
     """NLL over every predicted token of trunk + chosen branch, or over chosen response tokens only."""
     check_finite: bool
@@ -55,7 +57,8 @@ def forward_step(data: Iterator[Sample], model: nn.Module, *, settings: StepSett
         cp_rank=cp_group.rank(),
         cp_size=cp_group.size(),
     ).to(torch.cuda.current_device())
-    output = forward_pair(model, pair, settings.vocab_size, parallel_state.get_tensor_model_parallel_group())
+    tp_group = parallel_state.get_tensor_model_parallel_group()
+    output = forward_pair(model, pair, settings.vocab_size, tp_group, settings.keep_attention)
     return output, partial(loss_function, sample=sample, pair=pair, cp_group=cp_group, settings=settings)
 
 

@@ -39,16 +39,20 @@ class PairParams(PackedSeqParams):
     layout: PairLayout | None = None
     positions_L: Tensor | None = None
     """int64: position of every token of this rank in its own conversation; rope.py turns it into angles."""
+    kept: dict[int, tuple[Tensor, Tensor]] | None = None
+    """With --longpo-recompute keep-attention: layer number -> (output, log-sum-exp), from the forward pass that full
+    recomputation runs without gradients until the layer is computed again."""
 
 
-def pair_params(layout: PairLayout, positions_L: Tensor) -> PairParams:
-    """The PairParams of a layout."""
+def pair_params(layout: PairLayout, positions_L: Tensor, keep_attention: bool = False) -> PairParams:
+    """The PairParams of a layout; ``keep_attention`` computes attention once under full recomputation."""
     return PairParams(
         qkv_format="sbhd",
         max_seqlen_q=len(positions_L),
         max_seqlen_kv=len(positions_L),
         layout=layout,
         positions_L=positions_L,
+        kept={} if keep_attention else None,
     )
 
 
@@ -93,6 +97,7 @@ class PairAttention(nn.Module):
             raise ValueError("pair attention is causal self-attention without dropout and without a sliding window")
         self.scale = softmax_scale or config.kv_channels**-0.5  # type: ignore[operator]  # set by __post_init__
         groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
+        self.layer_number = layer_number
         self.cp_group: ProcessGroup = groups.cp
         self.exchange = trunk_exchange(cp_comm_type, groups)
 
@@ -118,13 +123,30 @@ class PairAttention(nn.Module):
         """
         assert isinstance(packed_seq_params, PairParams) and packed_seq_params.layout is not None
         assert attention_mask is None and attention_bias is None
-        heads_first = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out_HLD = _PairAttention.apply(*heads_first, packed_seq_params.layout, self.exchange, self.cp_group, self.scale)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        layout, kept = packed_seq_params.layout, packed_seq_params.kept
+        known = kept.pop(self.layer_number, None) if kept is not None else None
+        if known is None:
+            known = pair_attention(q, k, v, layout, self.exchange, self.cp_group, self.scale)
+            if kept is not None and self.training and not torch.is_grad_enabled():
+                kept[self.layer_number] = known
+        out_HLD = _PairAttention.apply(q, k, v, *known, layout, self.exchange, self.cp_group, self.scale)
         return out_HLD.permute(2, 0, 1, 3).flatten(2)
 
 
+@torch.no_grad()
+def pair_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, exchange: TrunkExchange, cp_group: ProcessGroup, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attend [1, H, L, D] queries to [1, G, L, D] keys: (output [1, H, L, D], log-sum-exp [1, H, L] fp32, nats)."""
+    (q_T, q_B), (k_T, k_B), (v_T, v_B) = (_split(x, layout) for x in (q, k, v))
+    out_T, lse_T = trunk_forward(q_T, k_T, v_T, exchange, scale)
+    out_B, lse_B = branches_forward(q_B, k_B, v_B, k_T, v_T, layout, cp_group, scale)
+    return torch.cat((out_T, out_B), 2), torch.cat((lse_T, lse_B), 2)
+
+
 class _PairAttention(torch.autograd.Function):
-    """Forward and backward over [1, H, L, D] queries and [1, G, L, D] keys and values."""
+    """Gives an output of pair_attention its gradient; forward computes nothing."""
 
     @staticmethod
     def forward(
@@ -132,15 +154,14 @@ class _PairAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        out: Tensor,
+        lse: Tensor,
         layout: PairLayout,
         exchange: TrunkExchange,
         cp_group: ProcessGroup,
         scale: float,
     ) -> Tensor:
-        (q_T, q_B), (k_T, k_B), (v_T, v_B) = (_split(x, layout) for x in (q, k, v))
-        out_T, lse_T = trunk_forward(q_T, k_T, v_T, exchange, scale)
-        out_B, lse_B = branches_forward(q_B, k_B, v_B, k_T, v_T, layout, cp_group, scale)
-        out, lse = torch.cat((out_T, out_B), 2), torch.cat((lse_T, lse_B), 2)
+        out = out.view_as(out)  # a tensor of its own, as autograd wants of a Function's output
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.layout, ctx.exchange, ctx.cp_group, ctx.scale = layout, exchange, cp_group, scale
         return out
@@ -155,7 +176,7 @@ class _PairAttention(torch.autograd.Function):
             grad_B, q_B, k_B, v_B, trunk[2], trunk[3], out_B, lse_B, ctx.layout, ctx.cp_group, ctx.scale
         )
         dk, dv = (torch.cat((own + on_T, B), 2) for own, on_T, B in ((dk_T, dk_on_T, dk_B), (dv_T, dv_on_T, dv_B)))
-        return torch.cat((dq_T, dq_B), 2), dk, dv, None, None, None, None
+        return torch.cat((dq_T, dq_B), 2), dk, dv, *[None] * 6
 
 
 def _split(x: Tensor, layout: PairLayout) -> tuple[Tensor, Tensor]:

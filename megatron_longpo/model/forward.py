@@ -63,8 +63,10 @@ def pair_input(
     return PairInput(layout, tokens_S[share_L], positions(layout)[share_L], targets.of_share(share_L, layout.length))
 
 
-def forward_pair(model: nn.Module, pair: PairInput, vocab_size: int, tp_group: ProcessGroup) -> Tensor:
-    """Run this pipeline stage.
+def forward_pair(
+    model: nn.Module, pair: PairInput, vocab_size: int, tp_group: ProcessGroup, keep_attention: bool = False
+) -> Tensor:
+    """Run this pipeline stage; see attention.pair_params for ``keep_attention``.
 
     Returns:
         On the last stage the log-probability of every target of this rank: fp32 [N], nats. On the others hidden states
@@ -74,7 +76,7 @@ def forward_pair(model: nn.Module, pair: PairInput, vocab_size: int, tp_group: P
         input_ids=pair.tokens_L.unsqueeze(0),
         position_ids=pair.positions_L.unsqueeze(0),
         attention_mask=None,
-        packed_seq_params=pair_params(pair.layout, pair.positions_L),
+        packed_seq_params=pair_params(pair.layout, pair.positions_L, keep_attention),
         output_processor=_logprob_head,
         output_processor_context=HeadContext(pair.targets, vocab_size, tp_group),
     )

@@ -37,6 +37,10 @@ def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1) -> str:
         (["--longpo-beta", "0"], "--longpo-beta must be above 0"),
         (["--longpo-pref-coef", "0", "--longpo-nll-coef", "0"], "nothing to train"),
         (["--longpo-objective", "ipo", "--longpo-label-smoothing", "0.1"], "ipo has no label smoothing"),
+        (
+            ["--longpo-recompute", "keep-attention", "--recompute-granularity", "selective"],
+            "remove --recompute-granularity selective",
+        ),
         (["--longpo-label-smoothing", "0.5"], "must be at least 0 and below 0.5"),
         (["--split", "0,0"], "--split"),
         (["--split", "50,25,25"], "only a validation part"),

@@ -28,7 +28,7 @@ class Case:
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
     recompute: str = "none"
-    """none, full or selective."""
+    """none, full, selective or keep-attention."""
     num_turns: int = 1
     nll_over_all: bool = True
     seed: int = 0

@@ -89,7 +89,7 @@ def _configure(config: TransformerConfig, case: Case) -> None:
     config.finalize_model_grads_func = finalize_model_grads
     config.context_parallel_size = case.cp
     config.cp_comm_type = case.cp_comm_type
-    if case.recompute == "full":
+    if case.recompute in ("full", "keep-attention"):
         config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
     elif case.recompute == "selective":
         config.recompute_granularity, config.recompute_modules = "selective", ["core_attn"]
@@ -121,6 +121,7 @@ def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch
         objective=Objective(beta=BETA, pref_coef=PREF_COEF, nll_coef=NLL_COEF),
         nll_over_all=case.nll_over_all,
         check_finite=False,
+        keep_attention=case.recompute == "keep-attention",
     )
     ddp.zero_grad_buffer()
     losses = get_forward_backward_func()(

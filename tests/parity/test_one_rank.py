@@ -16,6 +16,7 @@ CASES = {
     "one-rank": Case(architecture="qwen2", tied=True, num_turns=2, seed=101),
     "two-data-parallel": Case(architecture="mistral", tied=False, dp=2, num_turns=3, nll_over_all=False, seed=102),
     "two-context-parallel": Case(architecture="llama", tied=False, cp=2, num_turns=2, seed=103),
+    "keep-attention": Case(architecture="mistral", tied=True, cp=2, num_turns=2, recompute="keep-attention", seed=104),
 }
 
 

@@ -8,7 +8,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_longpo.model.attention import _PairAttention, trunk_exchange
+from megatron_longpo.model.attention import _PairAttention, pair_attention, trunk_exchange
 from megatron_longpo.model.layout import PairLayout, pair_layout, share
 from tests.ranks import run_ranks
 
@@ -81,7 +81,8 @@ def attend_on_ranks(cases: list[AttentionCase]) -> list[list[Tensor]]:
         own = share(layout, groups.cp.rank())
         q, k, v, grad = (x[:, :, own].clone() for x in case.tensors(layout))
         leaves = [x.requires_grad_() for x in (q, k, v)]
-        out = _PairAttention.apply(*leaves, layout, trunk_exchange(case.exchange, groups), groups.cp, DIM**-0.5)
+        rest = (layout, trunk_exchange(case.exchange, groups), groups.cp, DIM**-0.5)
+        out = _PairAttention.apply(*leaves, *pair_attention(*leaves, *rest), *rest)
         out.backward(grad)
         results.append([out.detach(), *(x.grad for x in leaves)])
     return results
@@ -137,10 +138,10 @@ def attend_thrice() -> list[Tensor]:
     layout = PairLayout(20, 6, 9)
     q, k, v = (torch.randn(1, 2, layout.length, 8) for _ in range(3))
     rest = (layout, trunk_exchange(None, groups), groups.cp, 0.3)
-    outputs = [_PairAttention.apply(q, k, v, *rest)]
+    outputs = [pair_attention(q, k, v, *rest)[0]]
     for x in (q, k, v):
         x[:, :, layout.branch_slices[0]] = torch.randn(1, 2, 6, 8)
-    outputs.append(_PairAttention.apply(q, k, v, *rest))
+    outputs.append(pair_attention(q, k, v, *rest)[0])
     trunk = (x[:, :, :20] for x in (q, k, v))
     outputs.append(torch.nn.functional.scaled_dot_product_attention(*trunk, is_causal=True, scale=0.3))
     return outputs
