@@ -113,6 +113,7 @@ def test_bf16(work: Workspace, straight: Path, tmp_path: Path) -> None:
     """bf16 weights with fp32 master weights: the same course to bf16's 8 bits, and an export in bf16."""
     options = ["--bf16", "--tensor-model-parallel-size", "2", "--sequence-parallel", "--use-distributed-optimizer"]
     options += ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
+    options += ["--overlap-grad-reduce", "--overlap-param-gather"]
     metrics, run = tmp_path / "m.jsonl", tmp_path / "run"
     finished = train(work, "--save", run, "--longpo-metrics", metrics, *TEN, *options, num_ranks=2)
     assert finished.status == 0, finished.output
