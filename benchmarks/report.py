@@ -1,11 +1,6 @@
-"""Put the committed results into README.md, between its two marks; with --check only say whether they are there.
+"""Put the committed results into README.md, between its two marks: ``python -m benchmarks.report``."""
 
-python -m benchmarks.report [--check]
-"""
-
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +9,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- benchmarks.report: begin -->\n", "<!-- benchmarks.report: end -->\n"
 
 
-def main() -> int:
-    """Write README.md, or compare; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if README.md is out of date")
-    check = parser.parse_args().check
+def main() -> None:
+    """Write README.md; tests/test_repository.py says whether it is up to date."""
     readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = with_results(old)
-    if check and new != old:
-        print("README.md does not show the committed results; run python -m benchmarks.report", file=sys.stderr)
-        return 1
-    if new != old:
-        readme.write_text(new, encoding="utf-8")
-    return 0
+    readme.write_text(with_results(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_results(text: str) -> str:
@@ -78,4 +63,4 @@ SENTENCES = {"sharing": _sharing, "logprob_memory": _logprob_memory, "quickstart
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

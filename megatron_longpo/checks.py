@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron_longpo import platform
 from megatron_longpo.data.indexed import Manifest
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.config import megatron_options
+from megatron_longpo.hf.config import check_divides, megatron_options
 from megatron_longpo.hf.sidecar import Identity, read_hf_config
 from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING
 
@@ -71,19 +71,7 @@ def check_shape(args: argparse.Namespace, source: Path) -> None:
         if name not in CHANGEABLE and getattr(args, name) != value:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} is {getattr(args, name)} but the checkpoint {source} has {value}; remove it")
-    tp, pp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
-    for name, size in (
-        ("num_attention_heads", tp),
-        ("num_query_groups", tp),
-        ("ffn_hidden_size", tp),
-        ("num_layers", pp),
-    ):
-        if getattr(args, name) % size:
-            axis = "tensor" if size is tp and name != "num_layers" else "pipeline"
-            raise UserError(
-                f"{name} = {getattr(args, name)} of {source} is not divisible by --{axis}-model-parallel-size {size}; "
-                f"choose a divisor"
-            )
+    check_divides(vars(args), args.tensor_model_parallel_size, args.pipeline_model_parallel_size, source)
 
 
 def check_context_parallel(args: argparse.Namespace) -> None:

@@ -221,3 +221,19 @@ def _flag(config: Mapping[str, Any], field: str) -> bool:
 
 def _refuse(field: str, value: object, needed: str) -> Never:
     raise UserError(f"config.json: {field} is {json.dumps(value, default=str)}; {needed}")
+
+
+def check_divides(options: Mapping[str, Any], tensor: int, pipeline: int, source: Path) -> None:
+    """The shape of ``source`` (``options``, by Megatron's names) divides by the sizes of the parallel axes.
+
+    Raises:
+        UserError: it does not.
+    """
+    divided = {"num_attention_heads": "tensor", "num_query_groups": "tensor", "ffn_hidden_size": "tensor"}
+    sizes = {"tensor": tensor, "pipeline": pipeline}
+    for name, axis in {**divided, "num_layers": "pipeline"}.items():
+        if options[name] % sizes[axis]:
+            raise UserError(
+                f"{name} = {options[name]} of {source} is not divisible by --{axis}-model-parallel-size {sizes[axis]}; "
+                f"choose a divisor"
+            )

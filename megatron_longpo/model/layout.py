@@ -92,7 +92,7 @@ def input_tokens(layout: PairLayout, trunk_T: Tensor, chosen_T: Tensor, rejected
     return torch.cat((trunk_T, after_trunk, chosen_T, rejected_T, after_branches))
 
 
-def positions(layout: PairLayout, device: torch.device | str = "cpu") -> Tensor:
+def positions(layout: PairLayout) -> Tensor:
     """The position of every token in its own conversation, int64 [S]: both branches continue from the trunk."""
     parts = (
         (0, layout.trunk),
@@ -101,10 +101,10 @@ def positions(layout: PairLayout, device: torch.device | str = "cpu") -> Tensor:
         (layout.trunk, layout.rejected),
         (0, layout.branch_padding),
     )
-    return torch.cat([torch.arange(start, start + length, device=device) for start, length in parts])
+    return torch.cat([torch.arange(start, start + length) for start, length in parts])
 
 
-def share(layout: PairLayout, rank: int, device: torch.device | str = "cpu") -> Tensor:
+def share(layout: PairLayout, rank: int) -> Tensor:
     """Where each token of context-parallel rank ``rank`` stands in the whole sequence, int64 [L]."""
     branches = layout.padded_trunk + rank * layout.local_branches
     pieces = [(branches, branches + layout.local_branches)]
@@ -114,7 +114,7 @@ def share(layout: PairLayout, rank: int, device: torch.device | str = "cpu") -> 
         half = layout.local_trunk // 2
         mirror = 2 * layout.num_shares - 1 - rank
         pieces = [(rank * half, (rank + 1) * half), (mirror * half, (mirror + 1) * half), *pieces]
-    return torch.cat([torch.arange(start, stop, device=device) for start, stop in pieces])
+    return torch.cat([torch.arange(start, stop) for start, stop in pieces])
 
 
 def num_own_keys(layout: PairLayout, rank: int) -> int:

@@ -34,7 +34,7 @@ from tqdm import tqdm  # noqa: E402
 
 from megatron_longpo.data.indexed import PairReader  # noqa: E402
 from megatron_longpo.data.render import TrunkAndBranches  # noqa: E402
-from megatron_longpo.hf.config import megatron_options  # noqa: E402
+from megatron_longpo.hf.config import check_divides, megatron_options  # noqa: E402
 from megatron_longpo.hf.sidecar import Identity, read_hf_config, read_identity  # noqa: E402
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config  # noqa: E402
 from megatron_longpo.model.forward import forward_pair, pair_input  # noqa: E402
@@ -112,14 +112,7 @@ def _check(args: argparse.Namespace, reader: PairReader, identity: Identity, opt
             f"--checkpoint {args.checkpoint} is not an imported checkpoint; export-hf and import-hf a trained one first"
         )
     tp, pp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
-    for name, size in (
-        ("num_attention_heads", tp),
-        ("num_query_groups", tp),
-        ("ffn_hidden_size", tp),
-        ("num_layers", pp),
-    ):
-        if options[name] % size:
-            raise UserError(f"{name} = {options[name]} of {args.checkpoint} is not divisible by {size} ranks")
+    check_divides(options, tp, pp, args.checkpoint)
     if int(os.environ.get("WORLD_SIZE", "1")) % (tp * pp):
         raise UserError(f"{os.environ['WORLD_SIZE']} ranks are not a multiple of tensor x pipeline = {tp * pp}")
 
