@@ -22,8 +22,8 @@ from benchmarks.common import one_rank, write_result
 from megatron_longpo import platform
 from megatron_longpo.model.attention import PairAttention, PairParams
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import HeadContext, PairInput, _logprob_head, forward_pair, pair_input
-from megatron_longpo.model.targets import Targets, pair_logps
+from megatron_longpo.model.forward import HeadContext, PackInput, _logprob_head, forward_pack, pack, pair_input
+from megatron_longpo.model.targets import pair_logps
 from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
 
 OPTIONS: dict[str, Any] = {
@@ -105,7 +105,7 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def random_pair(trunk: int, branch: int) -> PairInput:
+def random_pair(trunk: int, branch: int) -> PackInput:
     """A pair with one response of branch - 1 tokens on each side."""
     torch.manual_seed(0)
     ids = torch.randint(OPTIONS["vocab_size"], (trunk + 2 * branch,))
@@ -113,24 +113,25 @@ def random_pair(trunk: int, branch: int) -> PairInput:
     spans = torch.tensor([[1, branch]])
     chosen = ids[trunk : trunk + branch]
     pair = pair_input(ids[:trunk], chosen, ids[trunk + branch :], spans, spans, nll_over_all=True)
-    return pair.to(torch.cuda.current_device())
+    return pack([pair]).to(torch.cuda.current_device())
 
 
-def shared_pass(model: GPTModel, pair: PairInput) -> Tensor:
+def shared_pass(model: GPTModel, pair: PackInput) -> Tensor:
     """The product's step: loss of one pair."""
     _set_attention(model, PairAttention)
-    logp = forward_pair(model, pair, OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group())
-    policy = pair_logps(logp, pair.targets)
+    logp = forward_pack(model, pair, OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group())
+    (policy,) = pair_logps(logp, pair.targets)
     return _loss(policy.chosen_K.sum(), policy.rejected_K.sum(), policy.nll)
 
 
-def two_passes(model: GPTModel, pair: PairInput) -> Tensor:
+def two_passes(model: GPTModel, pair: PackInput) -> Tensor:
     """The same loss from two full sequences."""
     _set_attention(model, CausalAttention)
-    trunk = pair.layout.trunk
+    (layout,) = pair.layout.pairs
+    trunk = layout.trunk
     chosen_logp, rejected_logp = (
         _sequence_logp(model, torch.cat((pair.tokens_L[:trunk], pair.tokens_L[part])), first)
-        for part, first in zip(pair.layout.branch_slices, (0, trunk), strict=True)
+        for part, first in zip(layout.branch_slices, (0, trunk), strict=True)
     )
     return _loss(chosen_logp[trunk:].double().sum(), rejected_logp.double().sum(), -chosen_logp.double().mean())
 
@@ -138,9 +139,6 @@ def two_passes(model: GPTModel, pair: PairInput) -> Tensor:
 def _sequence_logp(model: GPTModel, ids: Tensor, first: int) -> Tensor:
     """Log-probs of tokens first + 1, first + 2, ... of one ordinary sequence."""
     rows = torch.arange(first, len(ids) - 1, device=ids.device)
-    targets = Targets(
-        rows, ids[rows + 1], torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool), 0, len(rows)
-    )
     positions = torch.arange(len(ids), device=ids.device)
     return model(
         input_ids=ids[None],
@@ -149,7 +147,7 @@ def _sequence_logp(model: GPTModel, ids: Tensor, first: int) -> Tensor:
         packed_seq_params=PairParams(qkv_format="sbhd", positions_L=positions),
         output_processor=_logprob_head,
         output_processor_context=HeadContext(
-            targets, OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group()
+            rows, ids[rows + 1], OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group()
         ),
     )
 

@@ -5,7 +5,6 @@ the checkpoint's own config.json and becomes the parser's defaults.
 """
 
 import argparse
-import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo import platform
+from megatron_longpo.batches import num_data_parallel_ranks, plan_batches
 from megatron_longpo.checks import (
     check_context_parallel,
     check_lengths,
@@ -20,14 +20,16 @@ from megatron_longpo.checks import (
     check_tokenizer,
     refuse_unsupported,
 )
-from megatron_longpo.data.dataset import split_pairs
+from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import Manifest, PairReader
+from megatron_longpo.data.packing import BatchPlan
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
 from megatron_longpo.objective.longpo import PREFERENCES, Objective
 from megatron_longpo.reference.cache import ReferenceCache, default_path
+from megatron_longpo.reports import length_buckets
 from megatron_longpo.step import StepSettings
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -39,6 +41,10 @@ class LongPOSettings:
 
     reader: PairReader
     reference: ReferenceCache
+    order: PairOrder
+    plan: BatchPlan
+    held_out: range
+    """Pairs of the validation part."""
     shape: ModelShape
     step: StepSettings
     metrics: Path | None
@@ -66,6 +72,10 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     check_tokenizer(reader.manifest, read_identity(source), source)
     reference = _reference(args, reader.manifest, source)
     _choose_load(args, source)
+    lengths_P3 = reader.long_lengths()
+    train, held_out, _ = split_pairs(len(reader), args.split)
+    order = PairOrder(train, args.seed)
+    plan = plan_batches(args, order, lengths_P3)
     try:
         validate_args(args)
     except AssertionError as error:
@@ -75,8 +85,11 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     return args, LongPOSettings(
         reader=reader,
         reference=reference,
+        order=order,
+        plan=plan,
+        held_out=held_out,
         shape=_model_shape(args),
-        step=_step_settings(args),
+        step=_step_settings(args, reader.max_turns, length_buckets(lengths_P3[:, 0].tolist())),
         metrics=Path(args.longpo_metrics) if args.longpo_metrics else None,
         source=source,
     )
@@ -110,6 +123,12 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         choices=("keep-attention",),
         help="recompute every layer in the backward pass but keep attention's output, its dearest part",
     )
+    group.add_argument(
+        "--longpo-tokens-per-microbatch",
+        type=int,
+        metavar="N",
+        help="let pairs share a micro-batch of at most N tokens, over all context-parallel ranks (default: one pair)",
+    )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append one JSON line a step")
     known, _ = parser.parse_known_args()
     parser.set_defaults(**_defaults(known))
@@ -129,9 +148,10 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         **options,
         "seq_length": seq_length,
         "micro_batch_size": 1,
+        "eval_micro_batch_size": 1,
         "eval_interval": 100,  # Megatron computes with it even where nothing is held out
         "split": "100,0,0",
-        "dataloader_type": "single",
+        "dataloader_type": "external",
         "transformer_impl": "local",
         "tokenizer_type": "NullTokenizer",
         "ckpt_format": "torch_dist",
@@ -149,8 +169,10 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         )
     if known.longpo_recompute:
         defaults |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if not known.global_batch_size:
+        raise UserError("--global-batch-size is missing: pairs per optimizer step")
     if known.train_iters is None and known.train_samples is None:
-        defaults["train_iters"] = _one_epoch(known, num_train)
+        defaults["train_iters"] = _one_epoch(known.global_batch_size, num_train)
     defaults |= _whole_evaluation(known, num_valid)
     if platform.is_cpu():
         defaults |= {
@@ -163,9 +185,7 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
     return defaults
 
 
-def _one_epoch(known: argparse.Namespace, num_train: int) -> int:
-    if not (batch := known.global_batch_size):
-        raise UserError("--global-batch-size is missing: pairs per optimizer step")
+def _one_epoch(batch: int, num_train: int) -> int:
     if batch > num_train:
         raise UserError(
             f"--global-batch-size {batch} is more than the {num_train} training pairs of the dataset; lower it"
@@ -177,9 +197,7 @@ def _whole_evaluation(known: argparse.Namespace, num_valid: int) -> dict[str, in
     """Evaluate every held-out pair, one micro-batch a data-parallel rank at a time, unless the user says otherwise."""
     if num_valid == 0:
         return {"eval_iters": 0}
-    one_pair = known.tensor_model_parallel_size * known.pipeline_model_parallel_size * known.context_parallel_size
-    data_parallel = max(1, int(os.environ.get("WORLD_SIZE", "1")) // one_pair)
-    batch = known.eval_global_batch_size or data_parallel
+    batch = known.eval_global_batch_size or num_data_parallel_ranks(known)
     return {"eval_global_batch_size": batch, "eval_iters": -(-num_valid // batch)}
 
 
@@ -216,8 +234,10 @@ def _reference(args: argparse.Namespace, manifest: Manifest, source: Path) -> Re
     return cache
 
 
-def _step_settings(args: argparse.Namespace) -> StepSettings:
+def _step_settings(args: argparse.Namespace, max_turns: int, buckets: tuple[int, ...]) -> StepSettings:
     return StepSettings(
+        max_turns=max_turns,
+        length_buckets=buckets,
         vocab_size=args.vocab_size,
         sequence_multiple=args.tensor_model_parallel_size if args.sequence_parallel else 1,
         keep_attention=args.longpo_recompute == "keep-attention",

@@ -20,7 +20,10 @@ CP_COMM_TYPES = ("p2p", "all_gather", "allgather", "a2a", "a2a+p2p")
 def refuse_unsupported(args: argparse.Namespace) -> None:
     """Options of Megatron that this release does not combine with pairs."""
     refused = {
-        "--micro-batch-size (1 pair per micro-batch)": args.micro_batch_size != 1,
+        "--micro-batch-size (pairs share one by --longpo-tokens-per-microbatch)": args.micro_batch_size != 1,
+        "--eval-micro-batch-size": args.eval_micro_batch_size != 1,
+        "--rampup-batch-size": args.rampup_batch_size is not None,
+        "--step-batch-size-schedule": args.step_batch_size_schedule is not None,
         "--num-layers-per-virtual-pipeline-stage": args.num_layers_per_virtual_pipeline_stage is not None,
         "--num-virtual-stages-per-pipeline-rank": args.num_virtual_stages_per_pipeline_rank is not None,
         "--num-experts": args.num_experts is not None,
@@ -29,7 +32,7 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--mtp-num-layers": args.mtp_num_layers is not None,
         "--position-embedding-type (rope is)": args.position_embedding_type != "rope",
         "--rotary-interleaved": args.rotary_interleaved,
-        "--dataloader-type (single is)": args.dataloader_type != "single",
+        "--dataloader-type (external is)": args.dataloader_type != "external",
         "--use-torch-fsdp2 or --use-megatron-fsdp": args.use_torch_fsdp2 or args.use_megatron_fsdp,
         "--hybrid-context-parallel": args.hybrid_context_parallel,
         "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,

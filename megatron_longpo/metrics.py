@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from megatron_longpo.reports import TOKEN_KINDS, Breakdowns, name_of_tokens
+
 NAMES = (
     "loss",
     "nll",
@@ -23,9 +25,6 @@ NAMES = (
     "reference_rejected_logp",
 )
 """Means over the pairs of the global batch; log-probs and margin in nats, nll in nats per token."""
-
-TOKEN_KINDS = ("trunk", "branches", "padding")
-"""Of these the mean per pair is reported by the loss function, and the total is written."""
 
 VALIDATION = " validation"
 
@@ -45,6 +44,7 @@ class MetricsWriter:
         self._tensorboard, self._clock = tensorboard, clock
         self._file = _open_at(path, resume_step) if path else None
         self._values: dict[str, float] = {}
+        self._breakdowns: Breakdowns = {}
         self._seconds = clock()
         self._evaluated = -1
 
@@ -59,9 +59,13 @@ class MetricsWriter:
         self._values[tag] = float(value)
         if tag == "grad-norm":
             self._write(self._training_line(step))
-        elif tag == _name_of_tokens(TOKEN_KINDS[-1]) + VALIDATION and step != self._evaluated:
+        elif tag == name_of_tokens(TOKEN_KINDS[-1]) + VALIDATION and step != self._evaluated:
             self._evaluated = step  # Megatron evaluates once more after the last step: the same weights and pairs
             self._write(self._validation_line(step))
+
+    def hold(self, breakdowns: Breakdowns) -> None:
+        """Keep these for the next line."""
+        self._breakdowns = breakdowns
 
     def _training_line(self, step: int) -> dict[str, Any]:
         now = self._clock()
@@ -71,32 +75,32 @@ class MetricsWriter:
             "step": step,
             "split": "train",
             **{name: self._values[name] for name in NAMES},
+            **self._breakdowns,
             "grad_norm": self._values["grad-norm"],
             "learning_rate": self._values["learning-rate"],
             "num_pairs": num_pairs,
-            "num_tokens": {kind: round(self._values[_name_of_tokens(kind)] * num_pairs) for kind in TOKEN_KINDS},
+            "num_tokens": {kind: round(self._values[name_of_tokens(kind)] * num_pairs) for kind in TOKEN_KINDS},
             "seconds": seconds,
         }
 
     def _validation_line(self, step: int) -> dict[str, Any]:
-        return {"step": step, "split": "valid", **{name: self._values[name + VALIDATION] for name in NAMES}}
+        means = {name: self._values[name + VALIDATION] for name in NAMES}
+        return {"step": step, "split": "valid", **means, **self._breakdowns}
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+        if self._tensorboard:
+            suffix = VALIDATION if line["split"] == "valid" else ""
+            for kind, parts in self._breakdowns.items():
+                for part, values in parts.items():
+                    for name, value in values.items():
+                        self._tensorboard.add_scalar(f"{kind}/{part}/{name}{suffix}", value, line["step"])
         shown = " | ".join(f"{name} {line[name]:.6g}" for name in NAMES)
         print(f" {line['split']} step {line['step']} | {shown}", flush=True)
         self._values.clear()
-
-
-def token_reports(counts: dict[str, int]) -> dict[str, int]:
-    """The loss function's names for token counts by kind."""
-    return {_name_of_tokens(kind): counts[kind] for kind in TOKEN_KINDS}
-
-
-def _name_of_tokens(kind: str) -> str:
-    return f"{kind}_tokens_per_pair"
+        self._breakdowns = {}
 
 
 def _open_at(path: Path, step: int) -> TextIO:

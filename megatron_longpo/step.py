@@ -1,6 +1,6 @@
-"""One micro-batch, which is one pair: from the dataset's sample to the loss that Megatron differentiates."""
+"""One micro-batch, which is one pair or a few: from the dataset's samples to the loss that Megatron differentiates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,14 +11,14 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from megatron_longpo.metrics import token_reports
-from megatron_longpo.model.forward import PairInput, forward_pair, pair_input
+from megatron_longpo.model.forward import PackInput, forward_pack, pack, pair_input
 from megatron_longpo.model.targets import pair_logps
 from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
 from megatron_longpo.objective.scaling import scale_for_megatron
+from megatron_longpo.reports import PairReport, reports
 
 Sample = dict[str, Tensor]
-"""What data/dataset.py yields for a pair, as tensors without the batch dim."""
+"""What data/dataset.py yields for a pair, as tensors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class StepSettings:
     vocab_size: int
     """Tokens of the real vocabulary."""
     sequence_multiple: int
-    """A rank's share of a sequence is padded to a multiple of this: the tensor-parallel size under sequence
+    """A rank's share of a micro-batch is padded to a multiple of this: the tensor-parallel size under sequence
     parallelism, else 1."""
     objective: Objective
     keep_attention: bool = False
@@ -37,59 +37,75 @@ class StepSettings:
     """NLL over every predicted token of trunk + chosen branch, or over chosen response tokens only."""
     check_finite: bool
     """Stop on a NaN or infinite loss."""
+    max_turns: int
+    """Most turns that a pair of the dataset has: how many there are metrics for."""
+    length_buckets: tuple[int, ...]
+    """Upper bounds, in tokens of the trunk, of the lengths there are metrics for."""
 
 
-def forward_step(data: Iterator[Sample], model: nn.Module, *, settings: StepSettings) -> Any:
-    """Run one pair through this pipeline stage.
+def forward_step(data: Iterator[Sequence[Sample]], model: nn.Module, *, settings: StepSettings) -> Any:
+    """Run one micro-batch through this pipeline stage.
 
     Args:
-        data: yields samples as the DataLoader collates them, with a leading batch dim of 1.
+        data: yields micro-batches.
 
     Returns:
         (the stage's output, the loss function that Megatron calls on the last stage).
     """
-    sample = {name: value.squeeze(0) for name, value in next(data).items()}
+    samples = next(data)
     cp_group = parallel_state.get_context_parallel_group()
-    pair = pair_input(
-        *(sample[name] for name in ("trunk", "chosen", "rejected", "chosen_spans", "rejected_spans")),
-        nll_over_all=settings.nll_over_all,
-        multiple=settings.sequence_multiple,
-        cp_rank=cp_group.rank(),
-        cp_size=cp_group.size(),
-    ).to(torch.cuda.current_device())
+    pairs = [
+        pair_input(
+            *(sample[name] for name in ("trunk", "chosen", "rejected", "chosen_spans", "rejected_spans")),
+            nll_over_all=settings.nll_over_all,
+            cp_rank=cp_group.rank(),
+            cp_size=cp_group.size(),
+        )
+        for sample in samples
+    ]
+    batch = pack(pairs, settings.sequence_multiple).to(torch.cuda.current_device())
     tp_group = parallel_state.get_tensor_model_parallel_group()
-    output = forward_pair(model, pair, settings.vocab_size, tp_group, settings.keep_attention)
-    return output, partial(loss_function, sample=sample, pair=pair, cp_group=cp_group, settings=settings)
+    output = forward_pack(model, batch, settings.vocab_size, tp_group, settings.keep_attention)
+    return output, partial(loss_function, samples=samples, batch=batch, cp_group=cp_group, settings=settings)
 
 
 def loss_function(
-    token_logp_N: Tensor, *, sample: Sample, pair: PairInput, cp_group: ProcessGroup, settings: StepSettings
+    token_logp_N: Tensor,
+    *,
+    samples: Sequence[Sample],
+    batch: PackInput,
+    cp_group: ProcessGroup,
+    settings: StepSettings,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The objective of one pair and the numbers to report, scaled for Megatron (objective/scaling.py)."""
-    policy = pair_logps(token_logp_N, pair.targets, cp_group)
-    by_turn = {
-        "policy_chosen_logp": policy.chosen_K,
-        "policy_rejected_logp": policy.rejected_K,
-        "reference_chosen_logp": sample["reference_chosen_logp"].to(token_logp_N.device),
-        "reference_rejected_logp": sample["reference_rejected_logp"].to(token_logp_N.device),
-    }
-    result = pair_loss(margin_by_turn(*by_turn.values()), policy.nll, settings.objective)
+    """The objective of each pair and the numbers to report, scaled for Megatron (objective/scaling.py)."""
+    pairs = pair_reports(token_logp_N, samples, batch, cp_group, settings.objective)
+    losses_P = torch.stack([pair.result.loss for pair in pairs])
     if settings.check_finite:
-        _check_finite(result.loss)
-    layout = pair.layout
-    tokens = {"trunk": layout.trunk, "branches": layout.chosen + layout.rejected, "padding": layout.padding}
-    reports = {
-        "loss": result.loss,
-        "preference_loss": result.preference,
-        "margin": result.margin,
-        "accuracy": (result.margin > 0).double(),
-        "nll": policy.nll,
-        **{name: logp_K.sum() for name, logp_K in by_turn.items()},
-        **{name: result.loss.new_tensor(count) for name, count in token_reports(tokens).items()},
-    }
-    reports = {name: value.unsqueeze(0) for name, value in reports.items()}
-    weight_P = sample["weight"].to(token_logp_N.device).unsqueeze(0)
-    return scale_for_megatron(result.loss.unsqueeze(0), reports, weight_P, cp_group.rank())
+        _check_finite(losses_P.sum())
+    weight_P = torch.stack([sample["weight"] for sample in samples]).to(token_logp_N.device)
+    reported = reports(pairs, batch.layout, settings.max_turns, settings.length_buckets)
+    return scale_for_megatron(losses_P, reported, weight_P, cp_group.rank())
+
+
+def pair_reports(
+    token_logp_N: Tensor,
+    samples: Sequence[Sample],
+    batch: PackInput,
+    cp_group: ProcessGroup,
+    objective: Objective,
+) -> list[PairReport]:
+    """Loss and log-probs of each pair; no pair's depend on another's."""
+    found = []
+    for sample, policy in zip(samples, pair_logps(token_logp_N, batch.targets, cp_group), strict=True):
+        logp_K = {
+            "policy_chosen_logp": policy.chosen_K,
+            "policy_rejected_logp": policy.rejected_K,
+            "reference_chosen_logp": sample["reference_chosen_logp"].to(token_logp_N.device),
+            "reference_rejected_logp": sample["reference_rejected_logp"].to(token_logp_N.device),
+        }
+        margin_K = margin_by_turn(*logp_K.values())
+        found.append(PairReport(pair_loss(margin_K, policy.nll, objective), policy.nll, margin_K, logp_K))
+    return found
 
 
 def _check_finite(loss: Tensor) -> None:

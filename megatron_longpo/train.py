@@ -7,7 +7,9 @@ for: the model and the datasets; the forward step with its loss is step.py.
 import os
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,21 @@ from megatron_longpo.errors import UserError
 
 platform.activate()  # before Megatron is imported, which looks for CUDA as it loads
 
+from megatron.core import parallel_state  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
-from megatron.training import get_args, get_timers, pretrain, training  # noqa: E402
+from megatron.core.num_microbatches_calculator import get_num_microbatches  # noqa: E402
+from megatron.training import get_args, get_tensorboard_writer, get_timers, pretrain, training  # noqa: E402
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args  # noqa: E402
 from torch import nn  # noqa: E402
 
 from megatron_longpo.arguments import LongPOSettings, install_writer, parse  # noqa: E402
-from megatron_longpo.data.dataset import HeldOutPairs, PairDataset, split_pairs  # noqa: E402
+from megatron_longpo.batches import loader  # noqa: E402
+from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.metrics import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
+from megatron_longpo.reports import take_breakdowns  # noqa: E402
 from megatron_longpo.step import forward_step  # noqa: E402
 
 
@@ -41,11 +47,12 @@ def main() -> int:
         copy_sidecar(settings.source, Path(args.save), args.rotary_base, args.max_position_embeddings)
     if args.skip_train:
         _report_evaluation()
-    datasets = partial(_datasets, settings=settings)
-    datasets.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
+    _keep_breakdowns()
+    batches = partial(_batches, settings=settings)
+    batches.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
     pretrain(
         pretrain_cfg_container_from_args(args, None),
-        datasets,
+        batches,
         ModelType.encoder_or_decoder,
         partial(forward_step, settings=settings.step),
         model_provider=partial(_model, settings=settings),
@@ -59,6 +66,28 @@ def _report_evaluation() -> None:
     training.evaluate_and_print_results = lambda *args, **kwargs: evaluate(
         *args, **kwargs | {"write_to_tensorboard": True}
     )
+
+
+def _keep_breakdowns() -> None:
+    """Take what is reported by turn and by length past Megatron's log, where it would fill a screen a step."""
+    log, evaluate = training.training_log, training.evaluate
+
+    def training_log(loss_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        _hold_breakdowns(loss_dict)
+        return log(loss_dict, *args, **kwargs)
+
+    def evaluate_and_hold(*args: Any, **kwargs: Any) -> Any:
+        results = evaluate(*args, **kwargs)
+        _hold_breakdowns(results[0] or {})
+        return results
+
+    training.training_log, training.evaluate = training_log, evaluate_and_hold
+
+
+def _hold_breakdowns(reported: dict[str, Any]) -> None:
+    breakdowns = take_breakdowns(reported)
+    if isinstance(writer := get_tensorboard_writer(), MetricsWriter):
+        writer.hold(breakdowns)
 
 
 def _print_once(message: str) -> None:
@@ -86,22 +115,29 @@ def _model(
     )
 
 
-def _datasets(
+def _batches(
     num_samples: tuple[int, int, int], vp_stage: int | None = None, *, settings: LongPOSettings
-) -> tuple[PairDataset, HeldOutPairs | None, None]:
-    """Megatron's dataset provider: shuffled training pairs, held-out pairs in order.
+) -> tuple[Iterator[Any] | None, Iterator[Any] | None, None]:
+    """Megatron's dataset provider: the micro-batches of this data-parallel rank, of training and of held-out pairs.
 
     Called after the checkpoint is loaded, so it is also where the metrics writer learns which step training goes on
     from.
     """
     args = get_args()
     install_writer(lambda tensorboard: MetricsWriter(settings.metrics, tensorboard, _training_seconds, args.iteration))
-    train, valid, _ = split_pairs(settings.reader.manifest.num_pairs, args.split)
-    training = PairDataset(settings.reader, train, num_samples[0], args.seed, settings.reference)
+    rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    train = valid = None
+    if not args.skip_train:
+        pairs = PairDataset(settings.reader, settings.order, settings.reference)
+        train = loader(
+            args, pairs, settings.plan.microbatches(args.consumed_train_samples, get_num_microbatches(), rank)
+        )
     period = args.eval_iters * args.eval_global_batch_size
-    if not valid or not period:
-        return training, None, None
-    return training, HeldOutPairs(settings.reader, valid[:period], num_samples[1], period, settings.reference), None
+    if settings.held_out and period:
+        held_out = HeldOutPairs(settings.reader, settings.held_out[:period], period, settings.reference)
+        first = 0 if args.skip_train else args.consumed_valid_samples
+        valid = loader(args, held_out, ([sample] for sample in count(first + rank, num_ranks)))
+    return train, valid, None
 
 
 def _training_seconds() -> float:

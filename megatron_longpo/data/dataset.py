@@ -1,11 +1,10 @@
-"""The dataset Megatron's data loader draws from: which pair a sample is depends on its index and the seed alone.
+"""The samples of a run: which pair a sample is depends on its index and the seed alone.
 
-Megatron's own samplers (megatron/training/datasets/data_samplers.py, mcore 0.19.2) share the indices out over the
-data-parallel ranks and start at the number of consumed samples, so a resumed run goes on with the pairs that the
-interrupted one had not seen.
+Megatron counts the samples that a run has consumed and stores the count in its checkpoints; from there a resumed run
+goes on with the pairs that the interrupted one had not seen. packing.py says which rank runs which samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import isfinite
 from typing import Protocol
@@ -33,43 +32,20 @@ class ReferenceLogp(Protocol):
     def __getitem__(self, pair_index: int, /) -> NDArray[np.float64]: ...
 
 
-class PairDataset(Dataset[Sample]):
-    """Training samples: epoch after epoch, each a permutation of ``pair_indices``.
+class PairOrder:
+    """Which pair each training sample is: epoch after epoch, each a permutation of ``pair_indices``.
 
     Args:
-        pair_indices: the pairs of this split, as indices of ``reader``; not empty.
-        num_samples: the length of this dataset, over all epochs.
+        pair_indices: the training pairs; not empty.
         seed: of the shuffle; epoch and seed give the permutation.
-        reference_logp: covers all pairs of ``reader``, not only this split's.
     """
 
-    def __init__(
-        self,
-        reader: PairReader,
-        pair_indices: Sequence[int],
-        num_samples: int,
-        seed: int,
-        reference_logp: ReferenceLogp | None = None,
-    ) -> None:
-        assert len(pair_indices) > 0, "a split without pairs has no dataset"
-        assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
-        self._reader = reader
-        self._pair_indices = pair_indices
-        self._num_samples = num_samples
-        self._seed = seed
-        self._reference_logp = reference_logp
+    def __init__(self, pair_indices: Sequence[int], seed: int) -> None:
+        assert len(pair_indices) > 0, "a split without pairs has no order"
+        self._pair_indices, self._seed = pair_indices, seed
         self._permutation = (-1, np.empty(0, np.int64))
 
-    def __len__(self) -> int:
-        return self._num_samples
-
-    def __getitem__(self, sample_index: int) -> Sample:
-        if not 0 <= sample_index < self._num_samples:
-            raise IndexError(f"sample {sample_index} of {self._num_samples}")
-        return _sample(self._reader, self.pair_index(sample_index), self._reference_logp)
-
-    def pair_index(self, sample_index: int) -> int:
-        """Which pair of the reader a sample is."""
+    def __call__(self, sample_index: int) -> int:
         epoch, place = divmod(sample_index, len(self._pair_indices))
         if self._permutation[0] != epoch:
             # RandomState's streams are frozen for good, a Generator's may change with numpy: a resumed run must not.
@@ -78,12 +54,28 @@ class PairDataset(Dataset[Sample]):
         return self._pair_indices[int(self._permutation[1][place])]
 
 
+class PairDataset(Dataset[Sample]):
+    """Training samples, without end, in the order of ``pair_of_sample``.
+
+    Args:
+        reference_logp: covers all pairs of ``reader``, not only this split's.
+    """
+
+    def __init__(
+        self, reader: PairReader, pair_of_sample: Callable[[int], int], reference_logp: ReferenceLogp | None = None
+    ) -> None:
+        assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
+        self._reader, self._pair_of_sample, self._reference_logp = reader, pair_of_sample, reference_logp
+
+    def __getitem__(self, sample_index: int) -> Sample:
+        return _sample(self._reader, self._pair_of_sample(sample_index), self._reference_logp)
+
+
 class HeldOutPairs(Dataset[Sample]):
     """Evaluation samples: every evaluation sees the same pairs in the same order, so that their means compare.
 
     Args:
         pair_indices: the pairs of this split, as indices of ``reader``; not empty.
-        num_samples: the length of this dataset, over all evaluations.
         period: samples of one evaluation, at least as many as pairs: Megatron draws eval_iters *
             eval_global_batch_size. The surplus has weight 0, so an evaluation is the mean over exactly these pairs.
         reference_logp: as in `PairDataset`.
@@ -93,7 +85,6 @@ class HeldOutPairs(Dataset[Sample]):
         self,
         reader: PairReader,
         pair_indices: Sequence[int],
-        num_samples: int,
         period: int,
         reference_logp: ReferenceLogp | None = None,
     ) -> None:
@@ -101,16 +92,10 @@ class HeldOutPairs(Dataset[Sample]):
         assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
         self._reader = reader
         self._pair_indices = pair_indices
-        self._num_samples = num_samples
         self._period = period
         self._reference_logp = reference_logp
 
-    def __len__(self) -> int:
-        return self._num_samples
-
     def __getitem__(self, sample_index: int) -> Sample:
-        if not 0 <= sample_index < self._num_samples:
-            raise IndexError(f"sample {sample_index} of {self._num_samples}")
         place, num_pairs = sample_index % self._period, len(self._pair_indices)
         weight = float(place < num_pairs)
         return _sample(self._reader, self._pair_indices[place % num_pairs], self._reference_logp, weight)

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, Self, cast
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from numpy.typing import NDArray
 
 from megatron_longpo.data.dataset_files import SUFFIXES, check_files, dataset_file, refuse_existing
 from megatron_longpo.data.manifest import FORMAT_VERSION, InputFile, Manifest, count_tokens, read_manifest
@@ -214,6 +215,16 @@ class PairReader:
         start, end = self._sequence_range(index)
         counts = self._sequences.sequence_lengths[start:end].reshape(-1, 3)
         return tuple(Lengths(*map(int, row)) for row in counts)
+
+    @property
+    def max_turns(self) -> int:
+        """Of any pair."""
+        return int(np.diff(self._documents).max()) // 3 - 1  # a document has 3 sequences and 3 more for every turn
+
+    def long_lengths(self) -> NDArray[np.int64]:
+        """Tokens of (trunk, chosen, rejected) of every pair's long conversation: [pairs, 3]; reads the index only."""
+        first = np.asarray(self._documents[:-1])
+        return np.asarray(self._sequences.sequence_lengths[first[:, None] + np.arange(3)], np.int64)
 
     def record(self, index: int) -> PairRecord:
         """The id, source, number of removed tokens and meta of a pair."""

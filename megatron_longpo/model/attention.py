@@ -6,13 +6,15 @@
     rejected     all      -        causal
 
 The trunk attends itself (trunk.py), both branches attend the trunk and each itself (branches.py): kernel calls on
-blocks, merged by log-sum-exp, none of which builds a mask. Padding is attended by no real token.
+blocks, merged by log-sum-exp, none of which builds a mask. Padding is attended by no real token. The pairs of a
+micro-batch are attended one after the other.
 
 The layer spec puts PairAttention where stock Megatron has DotProductAttention
 (megatron/core/transformer/dot_product_attention.py), and PairParams travels in ``packed_seq_params``, which Megatron
 hands to core attention through every layer and through activation recomputation.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +27,18 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from megatron_longpo.model.branches import branches_backward, branches_forward
-from megatron_longpo.model.layout import PairLayout
+from megatron_longpo.model.layout import PackLayout, PairLayout
 from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
 
 
 @dataclass
 class PairParams(PackedSeqParams):
-    """The layout of the micro-batch's pair, carried through GPTModel in the place of PackedSeqParams.
+    """The layout of a micro-batch, carried through GPTModel in the place of PackedSeqParams.
 
     ``qkv_format='sbhd'`` keeps Megatron's attention on its unpacked path (megatron/core/transformer/attention.py).
     """
 
-    layout: PairLayout | None = None
+    layout: PackLayout | None = None
     positions_L: Tensor | None = None
     """int64: position of every token of this rank in its own conversation; rope.py turns it into angles."""
     kept: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -44,7 +46,7 @@ class PairParams(PackedSeqParams):
     recomputation runs without gradients until the layer is computed again."""
 
 
-def pair_params(layout: PairLayout, positions_L: Tensor, keep_attention: bool = False) -> PairParams:
+def pair_params(layout: PackLayout, positions_L: Tensor, keep_attention: bool = False) -> PairParams:
     """The PairParams of a layout; ``keep_attention`` computes attention once under full recomputation."""
     return PairParams(
         qkv_format="sbhd",
@@ -136,13 +138,16 @@ class PairAttention(nn.Module):
 
 @torch.no_grad()
 def pair_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, exchange: TrunkExchange, cp_group: ProcessGroup, scale: float
+    q: Tensor, k: Tensor, v: Tensor, layout: PackLayout, exchange: TrunkExchange, cp_group: ProcessGroup, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attend [1, H, L, D] queries to [1, G, L, D] keys: (output [1, H, L, D], log-sum-exp [1, H, L] fp32, nats)."""
-    (q_T, q_B), (k_T, k_B), (v_T, v_B) = (_split(x, layout) for x in (q, k, v))
-    out_T, lse_T = trunk_forward(q_T, k_T, v_T, exchange, scale)
-    out_B, lse_B = branches_forward(q_B, k_B, v_B, k_T, v_T, layout, cp_group, scale)
-    return torch.cat((out_T, out_B), 2), torch.cat((lse_T, lse_B), 2)
+    out, lse = torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
+    for pair, trunk, branches in _places(layout):
+        q_T, k_T, v_T = (x[:, :, trunk] for x in (q, k, v))
+        out[:, :, trunk], lse[:, :, trunk] = trunk_forward(q_T, k_T, v_T, exchange, scale)
+        q_B, k_B, v_B = (x[:, :, branches] for x in (q, k, v))
+        out[:, :, branches], lse[:, :, branches] = branches_forward(q_B, k_B, v_B, k_T, v_T, pair, cp_group, scale)
+    return out, lse
 
 
 class _PairAttention(torch.autograd.Function):
@@ -156,7 +161,7 @@ class _PairAttention(torch.autograd.Function):
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        layout: PairLayout,
+        layout: PackLayout,
         exchange: TrunkExchange,
         cp_group: ProcessGroup,
         scale: float,
@@ -168,17 +173,25 @@ class _PairAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        parts = [_split(x, ctx.layout) for x in (grad_out, *ctx.saved_tensors)]
-        trunk, branches = ([part[side] for part in parts] for side in (0, 1))
-        dq_T, dk_T, dv_T = trunk_backward(*trunk, exchange=ctx.exchange, scale=ctx.scale)
-        grad_B, q_B, k_B, v_B, out_B, lse_B = branches
-        dq_B, dk_B, dv_B, dk_on_T, dv_on_T = branches_backward(
-            grad_B, q_B, k_B, v_B, trunk[2], trunk[3], out_B, lse_B, ctx.layout, ctx.cp_group, ctx.scale
-        )
-        dk, dv = (torch.cat((own + on_T, B), 2) for own, on_T, B in ((dk_T, dk_on_T, dk_B), (dv_T, dv_on_T, dv_B)))
-        return torch.cat((dq_T, dq_B), 2), dk, dv, *[None] * 6
+        q, k, v, out, lse = ctx.saved_tensors
+        exchange, cp_group, scale = ctx.exchange, ctx.cp_group, ctx.scale
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        for pair, trunk, branches in _places(ctx.layout):
+            g_T, q_T, k_T, v_T, out_T, lse_T = (x[:, :, trunk] for x in (grad_out, q, k, v, out, lse))
+            dq[:, :, trunk], dk[:, :, trunk], dv[:, :, trunk] = trunk_backward(
+                g_T, q_T, k_T, v_T, out_T, lse_T, exchange, scale
+            )
+            g_B, q_B, k_B, v_B, out_B, lse_B = (x[:, :, branches] for x in (grad_out, q, k, v, out, lse))
+            dq[:, :, branches], dk[:, :, branches], dv[:, :, branches], dk_T, dv_T = branches_backward(
+                g_B, q_B, k_B, v_B, k_T, v_T, out_B, lse_B, pair, cp_group, scale
+            )
+            dk[:, :, trunk] += dk_T
+            dv[:, :, trunk] += dv_T
+        return dq, dk, dv, *[None] * 6
 
 
-def _split(x: Tensor, layout: PairLayout) -> tuple[Tensor, Tensor]:
-    """This rank's trunk tokens and branch tokens."""
-    return x[:, :, : layout.local_trunk], x[:, :, layout.local_trunk :]
+def _places(layout: PackLayout) -> Iterator[tuple[PairLayout, slice, slice]]:
+    """Each pair with this rank's share of its trunk and of its branches: no pair reads or writes elsewhere."""
+    for pair, part in zip(layout.pairs, layout.parts, strict=True):
+        border = part.start + pair.local_trunk
+        yield pair, slice(part.start, border), slice(border, part.stop)

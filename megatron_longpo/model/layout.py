@@ -1,4 +1,4 @@
-"""Where the tokens of a pair stand in the one sequence that the model sees, and who holds them: index arithmetic.
+"""Where the tokens of pairs stand in the sequence that the model sees, and who holds them: index arithmetic.
 
 A pair runs as ``[trunk | padding | chosen | rejected | padding]``. The trunk stops just before the token that predicts
 the first answer; each branch opens with its own copy of that token, at the position that follows the trunk. So
@@ -12,10 +12,15 @@ chunks a rank; rank r has chunk r and the r-th from the end ("zigzag", megatron/
 ``get_batch_on_this_cp_rank``), so that causal attention is equal work for all. The branches are cut into one piece a
 rank, in order. Trunk padding follows the trunk's last token, so no real token attends to it.
 
-Letters in shapes: S = tokens of the whole sequence with padding, L = tokens of one rank's share of it.
+Several pairs can share a micro-batch (PackLayout): every rank then holds its share of the first, its share of the
+second, and so on. Nothing else connects them.
+
+Letters in shapes: S = tokens of a pair's whole sequence with padding, L = tokens of one rank's share of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -69,21 +74,49 @@ class PairLayout:
         return self.padded_branches // self.num_shares
 
     @property
+    def local_length(self) -> int:
+        """L: tokens that each rank holds, padding included."""
+        return self.local_trunk + self.local_branches
+
+    @property
     def branch_slices(self) -> tuple[slice, slice]:
         """The chosen and the rejected branch in the whole sequence."""
         border = self.padded_trunk + self.chosen
         return slice(self.padded_trunk, border), slice(border, border + self.rejected)
 
 
-def pair_layout(trunk: int, chosen: int, rejected: int, *, multiple: int = 1, num_shares: int = 1) -> PairLayout:
-    """The layout of a pair with these lengths (tokens), shared by ``num_shares`` context-parallel ranks.
-
-    Every share is a multiple of ``multiple``: sequence parallelism cuts it further, into one part a tensor-parallel
-    rank.
-    """
+def pair_layout(trunk: int, chosen: int, rejected: int, num_shares: int = 1) -> PairLayout:
+    """The layout of a pair with these lengths (tokens), shared by ``num_shares`` context-parallel ranks."""
     trunk_padding = -trunk % (2 * num_shares) if num_shares > 1 else 0
-    branch_padding = -(trunk + trunk_padding + chosen + rejected) % (num_shares * multiple)
-    return PairLayout(trunk, chosen, rejected, trunk_padding, branch_padding, num_shares)
+    return PairLayout(trunk, chosen, rejected, trunk_padding, -(chosen + rejected) % num_shares, num_shares)
+
+
+@dataclass(frozen=True, slots=True)
+class PackLayout:
+    """The pairs of a micro-batch, one after the other, as each context-parallel rank holds them."""
+
+    pairs: tuple[PairLayout, ...]
+    tail: int = 0
+    """Padding at the end of every rank's tokens."""
+
+    @property
+    def parts(self) -> list[slice]:
+        """Each pair's share among a rank's tokens."""
+        stops = list(accumulate(pair.local_length for pair in self.pairs))
+        return [slice(stop - pair.local_length, stop) for pair, stop in zip(self.pairs, stops, strict=True)]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a rank, padding included."""
+        return sum(pair.local_length for pair in self.pairs) + self.tail
+
+
+def pack_layout(pairs: Sequence[PairLayout], multiple: int = 1) -> PackLayout:
+    """Lay pairs of one number of shares out in a micro-batch, each rank's length a multiple of ``multiple``.
+
+    Sequence parallelism cuts a rank's tokens further, into one part a tensor-parallel rank.
+    """
+    return PackLayout(tuple(pairs), -sum(pair.local_length for pair in pairs) % multiple)
 
 
 def input_tokens(layout: PairLayout, trunk_T: Tensor, chosen_T: Tensor, rejected_T: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Letters in shapes: S = tokens of the whole sequence with padding, N = scored predictions, K = turns of the pair.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -95,21 +96,34 @@ class PairLogps:
     """Scalar: mean negative log-probability of what counts in the NLL, nats per token."""
 
 
-def pair_logps(token_logp_N: Tensor, targets: Targets, cp_group: ProcessGroup | None = None) -> PairLogps:
-    """Sum up a pair's token log-probabilities (fp32 [N], nats), over all ranks of ``cp_group`` that share it.
+def pair_logps(
+    token_logp_N: Tensor, targets: Sequence[Targets], cp_group: ProcessGroup | None = None
+) -> list[PairLogps]:
+    """Sum up the token log-probabilities of a micro-batch, pair by pair, over all ranks of ``cp_group``.
 
     The objective is not linear in these sums, so they are completed before it, and each rank then differentiates the
     whole loss with respect to its own terms: the backward pass of the sum over ranks hands every rank the gradient as
     it is.
+
+    Args:
+        token_logp_N: fp32, nats; the targets of the first pair, then those of the second, and so on.
     """
-    num_turns = targets.num_turns
-    logp_N = token_logp_N.double()
-    by_segment = torch.zeros(2 * num_turns + 1, dtype=torch.float64, device=logp_N.device)
-    by_segment = by_segment.index_add(0, targets.segment_N, logp_N)
-    sums = torch.cat((by_segment, -(logp_N * targets.in_nll_N).sum(0, keepdim=True)))
+    parts = token_logp_N.double().split([len(one.rows_N) for one in targets])
+    sums = [_sums(logp_N, one) for logp_N, one in zip(parts, targets, strict=True)]
     if cp_group is not None and cp_group.size() > 1:
-        sums = cast(Tensor, _SumOverRanks.apply(sums, cp_group))
-    return PairLogps(sums[:num_turns], sums[num_turns : 2 * num_turns], sums[-1] / targets.num_in_nll)
+        total = cast(Tensor, _SumOverRanks.apply(torch.cat(sums), cp_group))
+        sums = total.split([len(terms) for terms in sums])
+    return [
+        PairLogps(terms[: one.num_turns], terms[one.num_turns : 2 * one.num_turns], terms[-1] / one.num_in_nll)
+        for terms, one in zip(sums, targets, strict=True)
+    ]
+
+
+def _sums(logp_N: Tensor, targets: Targets) -> Tensor:
+    """By segment, [2K + 1], and the sum of what counts in the NLL: [2K + 2]."""
+    by_segment = torch.zeros(2 * targets.num_turns + 1, dtype=logp_N.dtype, device=logp_N.device)
+    by_segment = by_segment.index_add(0, targets.segment_N, logp_N)
+    return torch.cat((by_segment, -(logp_N * targets.in_nll_N).sum(0, keepdim=True)))
 
 
 class _SumOverRanks(torch.autograd.Function):

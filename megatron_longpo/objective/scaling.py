@@ -24,7 +24,7 @@ multiplies the loss and the optimizer divides it out again.
 
 Reports follow the same contract (``training.py::train_step`` and ``evaluate``): [sum, count], added up over
 micro-batches and all-reduced over dp x cp, then divided. So every reported number is a mean over the pairs of the
-global batch.
+global batch, or over those of its terms that were counted.
 """
 
 import torch
@@ -38,7 +38,7 @@ def scale_for_megatron(
 
     Args:
         loss_P: the loss of each pair of the micro-batch.
-        reports: numbers to log, each [P], one value a pair.
+        reports: numbers to log, each [P, 2], of every pair a sum and the number of terms in it.
         weight_P: 1 for a pair that counts, 0 for one that only fills up a batch (the end of an evaluation).
         cp_rank: this rank's place among the context-parallel ranks that share these pairs.
 
@@ -46,8 +46,5 @@ def scale_for_megatron(
         (sum of the losses: scalar, number of pairs: int32 scalar, name -> [sum, count] float64).
     """
     counted_P = weight_P if cp_rank == 0 else torch.zeros_like(weight_P)
-    num_pairs = counted_P.sum()
-    summed = {
-        name: torch.stack(((values_P.detach() * counted_P).sum(), num_pairs)) for name, values_P in reports.items()
-    }
-    return (loss_P * weight_P).sum(), num_pairs.to(torch.int32), summed
+    summed = {name: (counted_P[:, None] * terms_P2.detach()).sum(0) for name, terms_P2 in reports.items()}
+    return (loss_P * weight_P).sum(), counted_P.sum().to(torch.int32), summed

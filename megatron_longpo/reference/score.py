@@ -37,7 +37,7 @@ from megatron_longpo.data.render import TrunkAndBranches  # noqa: E402
 from megatron_longpo.hf.config import check_divides, megatron_options  # noqa: E402
 from megatron_longpo.hf.sidecar import Identity, read_hf_config, read_identity  # noqa: E402
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config  # noqa: E402
-from megatron_longpo.model.forward import forward_pair, pair_input  # noqa: E402
+from megatron_longpo.model.forward import forward_pack, pack, pair_input  # noqa: E402
 from megatron_longpo.model.targets import pair_logps  # noqa: E402
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache  # noqa: E402
 from megatron_longpo.reference.journal import Journal  # noqa: E402
@@ -183,13 +183,13 @@ def score_turns(reference: _Reference, turns: list[TrunkAndBranches]) -> list[tu
             *(torch.from_numpy(x.astype("int64")) for x in (turn.trunk, turn.chosen.tokens, turn.rejected.tokens)),
             *(torch.from_numpy(x.astype("int64")) for x in (turn.chosen.spans, turn.rejected.spans)),
             nll_over_all=False,
-            multiple=reference.sequence_multiple,
-        ).to(torch.cuda.current_device())
+        )
+        batch = pack([pair], reference.sequence_multiple).to(torch.cuda.current_device())
         tp_group = parallel_state.get_tensor_model_parallel_group()
-        output = forward_pair(model, pair, reference.shape.vocab_size, tp_group)
+        output = forward_pack(model, batch, reference.shape.vocab_size, tp_group)
 
         def sums(token_logp_N: Tensor, non_loss_data: bool = True) -> tuple[float, float]:
-            logps = pair_logps(token_logp_N, pair.targets)
+            (logps,) = pair_logps(token_logp_N, batch.targets)
             return logps.chosen_K.sum().item(), logps.rejected_K.sum().item()
 
         return output, sums

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_longpo.model.attention import _PairAttention, pair_attention
-from megatron_longpo.model.layout import PairLayout
+from megatron_longpo.model.layout import PackLayout, PairLayout
 from megatron_longpo.model.trunk import TrunkExchange
 from tests.unit.model.test_attention import masked_attention, pair_mask
 
@@ -32,7 +32,7 @@ def test_bf16_equals_masked_attention(
     q, k, v = (torch.randn(1, n, layout.length, 64, dtype=torch.bfloat16) for n in (heads, groups, groups))
     grad = torch.randn(1, heads, layout.length, 64, dtype=torch.bfloat16)
     on_gpu = [x.cuda().requires_grad_() for x in (q, k, v)]
-    rest = (layout, TrunkExchange(), one_rank, 0.125)
+    rest = (PackLayout((layout,)), TrunkExchange(), one_rank, 0.125)
     out = _PairAttention.apply(*on_gpu, *pair_attention(*on_gpu, *rest), *rest)
     out.backward(grad.cuda())
     on_cpu = [x.double().requires_grad_() for x in (q, k, v)]

@@ -109,6 +109,26 @@ def test_resumes_in_another_layout(work: Workspace, straight: Path, layout: list
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6), (ours["step"], name)
 
 
+@pytest.mark.parametrize("num_ranks, num_microbatches", [(1, 2), (2, 1)])
+def test_pairs_share_a_micro_batch(
+    work: Workspace, straight: Path, num_ranks: int, num_microbatches: int, tmp_path: Path
+) -> None:
+    """Packed, evaluated and resumed in between: the same course as a pair at a time, to fp32 sums in another order."""
+    metrics = tmp_path / "m.jsonl"
+    options = ["--longpo-tokens-per-microbatch", "800", "--save", tmp_path / "run", "--longpo-metrics", metrics, *TEN]
+    for last in (["--exit-interval", "5"], []):
+        finished = train(work, *options, *last, num_ranks=num_ranks)
+        assert finished.status == 0, finished.output
+    assert f"a step is {num_microbatches} micro-batches on each of {num_ranks} data-parallel ranks" in finished.output
+    for split in ("train", "valid"):
+        packed, alone = (read_metrics(path, split) for path in (metrics, work.folder / "straight.jsonl"))
+        for ours, theirs in zip(packed, alone, strict=True):
+            for name in ("loss", "nll", "margin", "policy_chosen_logp", "policy_rejected_logp"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), (ours["step"], name)
+            assert ours["by_turn"].keys() == theirs["by_turn"].keys() == {"1", "2", "3"}
+            assert ours["by_length"].keys() == theirs["by_length"].keys()
+
+
 def test_bf16(work: Workspace, straight: Path, tmp_path: Path) -> None:
     """bf16 weights with fp32 master weights: the same course to bf16's 8 bits, and an export in bf16."""
     options = ["--bf16", "--tensor-model-parallel-size", "2", "--sequence-parallel", "--use-distributed-optimizer"]

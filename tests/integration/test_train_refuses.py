@@ -33,6 +33,8 @@ def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1) -> str:
         (["--context-parallel-size", "4", "--cp-comm-type", "a2a+p2p"], "--hierarchical-context-parallel-sizes A B"),
         (["--context-parallel-size", "2", "--cp-comm-type", "ring"], "choose p2p, all_gather"),
         (["--micro-batch-size", "2"], "--micro-batch-size"),
+        (["--longpo-tokens-per-microbatch", "8"], "8 is below the longest pair"),
+        (["--rampup-batch-size", "2", "2", "8"], "--rampup-batch-size"),
         (["--num-layers", "7"], "--num-layers is 7 but the checkpoint"),
         (["--longpo-beta", "0"], "--longpo-beta must be above 0"),
         (["--longpo-pref-coef", "0", "--longpo-nll-coef", "0"], "nothing to train"),
@@ -58,6 +60,11 @@ def test_options(work: Workspace, options: list[str], expected: str) -> None:
 def test_heads_that_tensor_parallelism_does_not_divide(work: Workspace) -> None:
     line = refusal(work, "--tensor-model-parallel-size", "3", "--global-batch-size", "3", num_ranks=3)
     assert "num_attention_heads = 4" in line and "--tensor-model-parallel-size 3" in line
+
+
+def test_a_batch_that_the_ranks_cannot_share(work: Workspace) -> None:
+    line = refusal(work, "--global-batch-size", "3", num_ranks=2)
+    assert "--global-batch-size 3 is not divisible by the 2 data-parallel ranks" in line and "such as 4" in line
 
 
 def test_no_reference(work: Workspace) -> None:

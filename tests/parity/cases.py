@@ -29,6 +29,7 @@ class Case:
     distributed_optimizer: bool = False
     recompute: str = "none"
     """none, full, selective or keep-attention."""
+    pairs_per_microbatch: int = 1
     num_turns: int = 1
     nll_over_all: bool = True
     seed: int = 0
@@ -52,6 +53,7 @@ class Case:
             self.model,
             f"{self.num_turns}turns",
             self.recompute,
+            f"pack{self.pairs_per_microbatch}" if self.pairs_per_microbatch > 1 else "",
             "sp" if self.sequence_parallel else "",
             "distopt" if self.distributed_optimizer else "",
             "" if self.nll_over_all else "nll-response",

@@ -25,6 +25,7 @@ from megatron_longpo.hf.names import name_table
 from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.objective.longpo import Objective
+from megatron_longpo.reports import take_breakdowns
 from megatron_longpo.step import StepSettings, forward_step
 from tests.parity.cases import BETA, NLL_COEF, PREF_COEF, Case, random_pairs
 from tests.parity.oracle import Result
@@ -121,6 +122,8 @@ def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch
         objective=Objective(beta=BETA, pref_coef=PREF_COEF, nll_coef=NLL_COEF),
         nll_over_all=case.nll_over_all,
         check_finite=False,
+        max_turns=case.num_turns,
+        length_buckets=(64,),
         keep_attention=case.recompute == "keep-attention",
     )
     ddp.zero_grad_buffer()
@@ -128,7 +131,7 @@ def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch
         forward_step_func=partial(forward_step, settings=settings),
         data_iterator=_own_pairs(case),
         model=[ddp],
-        num_microbatches=case.num_pairs // case.dp,
+        num_microbatches=case.num_pairs // case.dp // case.pairs_per_microbatch,
         seq_length=0,
         micro_batch_size=1,
         forward_only=False,
@@ -138,11 +141,12 @@ def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch
     return _means(losses)
 
 
-def _own_pairs(case: Case) -> Iterator[dict[str, torch.Tensor]]:
-    """This data-parallel rank's pairs, in the order of Megatron's MegatronPretrainingSampler, collated."""
-    rank = parallel_state.get_data_parallel_rank()
-    for pair in random_pairs(case)[rank :: case.dp]:
-        yield {name: torch.as_tensor(value)[None] for name, value in pair.items()}
+def _own_pairs(case: Case) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """This data-parallel rank's micro-batches."""
+    own = random_pairs(case)[parallel_state.get_data_parallel_rank() :: case.dp]
+    samples = [{name: torch.as_tensor(value) for name, value in pair.items()} for pair in own]
+    for first in range(0, len(samples), case.pairs_per_microbatch):
+        yield samples[first : first + case.pairs_per_microbatch]
 
 
 def _means(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
@@ -152,6 +156,7 @@ def _means(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         total = torch.stack([loss[name] for loss in losses]).sum(dim=0)
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         means[name] = (total[0] / total[1]).item()
+    take_breakdowns(means)
     return means
 
 

@@ -17,6 +17,7 @@ CASES = {
     "two-data-parallel": Case(architecture="mistral", tied=False, dp=2, num_turns=3, nll_over_all=False, seed=102),
     "two-context-parallel": Case(architecture="llama", tied=False, cp=2, num_turns=2, seed=103),
     "keep-attention": Case(architecture="mistral", tied=True, cp=2, num_turns=2, recompute="keep-attention", seed=104),
+    "packed": Case(architecture="llama", tied=False, cp=2, dp=2, num_turns=2, pairs_per_microbatch=2, seed=105),
 }
 
 

@@ -1,4 +1,4 @@
-"""data/dataset.py: the shuffle, resuming and sharding through Megatron's own sampler, splits as Megatron rounds."""
+"""data/dataset.py: the samples, the shuffle, splits as Megatron rounds."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
     parse_and_normalize_split,
 )
 
-from megatron_longpo.data.dataset import HeldOutPairs, PairDataset, split_pairs
+from megatron_longpo.data.dataset import HeldOutPairs, PairDataset, PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.errors import UserError
 from tests.unit.data.test_indexed import make_pairs, write
@@ -25,16 +25,17 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> PairReader:
     return PairReader(prefix)
 
 
-def order(dataset: PairDataset | HeldOutPairs) -> list[int]:
-    return [int(dataset[index]["pair_index"]) for index in range(len(dataset))]
+def drawn(order: PairOrder, num_samples: int) -> list[int]:
+    return [order(index) for index in range(num_samples)]
 
 
 def test_a_sample_is_the_pair(reader: PairReader) -> None:
     reference = [np.arange(2.0 * turns).reshape(turns, 2) - index for index, turns in enumerate(TURNS)]
-    dataset = PairDataset(reader, range(len(reader)), 7, seed=1, reference_logp=reference)
+    order = PairOrder(range(len(reader)), seed=1)
+    dataset = PairDataset(reader, order, reference)
     for index in range(7):
         sample = dataset[index]
-        pair_index = int(sample["pair_index"])
+        pair_index = order(index)
         long = reader[pair_index].long
         expected = {
             "trunk": long.trunk,
@@ -59,57 +60,34 @@ def test_a_sample_is_the_pair(reader: PairReader) -> None:
 
 
 def test_without_a_reference_there_is_no_reference(reader: PairReader) -> None:
-    assert "reference_chosen_logp" not in PairDataset(reader, range(7), 1, seed=1)[0]
+    assert "reference_chosen_logp" not in PairDataset(reader, PairOrder(range(7), seed=1))[0]
 
 
-def test_every_epoch_is_another_permutation_of_the_split(reader: PairReader) -> None:
+def test_every_epoch_is_another_permutation_of_the_split() -> None:
     pairs = range(2, 7)
-    drawn = order(PairDataset(reader, pairs, 50, seed=3))
-    epochs = [tuple(drawn[start : start + 5]) for start in range(0, 50, 5)]
+    samples = drawn(PairOrder(pairs, seed=3), 50)
+    epochs = [tuple(samples[start : start + 5]) for start in range(0, 50, 5)]
     assert all(sorted(epoch) == list(pairs) for epoch in epochs)
     assert len(set(epochs)) > 5
-    assert order(PairDataset(reader, pairs, 50, seed=3)) == drawn
-    assert order(PairDataset(reader, pairs, 50, seed=4)) != drawn
+    assert drawn(PairOrder(pairs, seed=3), 50) == samples
+    assert drawn(PairOrder(pairs, seed=4), 50) != samples
 
 
-def test_the_shuffle_is_frozen(reader: PairReader) -> None:
+def test_the_shuffle_is_frozen() -> None:
     """A run started with an older version of this program or of numpy goes on with the pairs it has not seen."""
-    assert order(PairDataset(reader, range(7), 14, seed=42)) == [3, 6, 4, 0, 1, 5, 2, 1, 2, 5, 6, 0, 3, 4]
+    assert drawn(PairOrder(range(7), seed=42), 14) == [3, 6, 4, 0, 1, 5, 2, 1, 2, 5, 6, 0, 3, 4]
 
 
-def test_a_sample_depends_on_its_index_only(reader: PairReader) -> None:
-    drawn = order(PairDataset(reader, range(7), 30, seed=5))
-    dataset = PairDataset(reader, range(7), 30, seed=5)
-    for index in (29, 0, 13, 7, 6, 28):
-        assert int(dataset[index]["pair_index"]) == drawn[index]
-    for index in (-1, 30):
-        with pytest.raises(IndexError):
-            dataset[index]
-
-
-@pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_megatrons_sampler_shards_and_resumes(reader: PairReader, num_ranks: int) -> None:
-    from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
-
-    dataset = PairDataset(reader, range(7), 24, seed=6)
-
-    def drawn(consumed: int) -> list[int]:
-        """Pairs in the order of training: batch by batch, rank by rank."""
-        samplers = [MegatronPretrainingSampler(len(dataset), consumed, 2, rank, num_ranks) for rank in range(num_ranks)]
-        batches = zip(*samplers, strict=True)
-        return [int(dataset[index]["pair_index"]) for ranks in batches for batch in ranks for index in batch]
-
-    whole = drawn(0)
-    assert whole == order(dataset)
-    assert drawn(8) == whole[8:]
+def test_a_sample_depends_on_its_index_only() -> None:
+    samples, order = drawn(PairOrder(range(7), seed=5), 30), PairOrder(range(7), seed=5)
+    assert [order(index) for index in (29, 0, 13, 7, 6, 28)] == [samples[index] for index in (29, 0, 13, 7, 6, 28)]
 
 
 def test_every_evaluation_sees_every_held_out_pair_once(reader: PairReader) -> None:
-    held_out = HeldOutPairs(reader, range(4, 7), 10, period=5)
-    assert order(held_out) == [4, 5, 6, 4, 5] * 2
-    assert [float(held_out[index]["weight"]) for index in range(10)] == [1, 1, 1, 0, 0] * 2
-    with pytest.raises(IndexError):
-        held_out[10]
+    held_out = HeldOutPairs(reader, range(4, 7), period=5)
+    samples = [held_out[index] for index in range(10)]
+    assert [int(sample["pair_index"]) for sample in samples] == [4, 5, 6, 4, 5] * 2
+    assert [float(sample["weight"]) for sample in samples] == [1, 1, 1, 0, 0] * 2
 
 
 @given(

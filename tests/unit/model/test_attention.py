@@ -9,7 +9,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_longpo.model.attention import _PairAttention, pair_attention, trunk_exchange
-from megatron_longpo.model.layout import PairLayout, pair_layout, share
+from megatron_longpo.model.layout import PackLayout, PairLayout, pack_layout, pair_layout, share
 from tests.ranks import run_ranks
 
 DIM = 16
@@ -40,10 +40,9 @@ class AttentionCase:
     heads: int = 4
     groups: int = 2
     exchange: str = "p2p"
-    multiple: int = 1
 
     def layout(self, num_shares: int) -> PairLayout:
-        return pair_layout(*self.lengths, multiple=self.multiple, num_shares=num_shares)
+        return pair_layout(*self.lengths, num_shares)
 
     def tensors(self, layout: PairLayout) -> list[Tensor]:
         """Random q, k, v and the gradient of the output, [1, heads, S, D]; nothing asks for the output of padding."""
@@ -60,7 +59,6 @@ LENGTHS = [(33, 7, 5), (1, 1, 1), (5, 40, 2), (64, 1, 17), (97, 12, 30)]
 def cases(num_ranks: int) -> list[AttentionCase]:
     heads = {1: [(4, 4), (4, 2), (7, 1)], 2: [(4, 2)], 4: [(8, 4)], 8: [(28, 4)]}[num_ranks]
     found = [AttentionCase(lengths, *counts) for lengths in LENGTHS for counts in heads]
-    found.append(AttentionCase((50, 9, 4), 4, 1, multiple=4))
     if num_ranks > 1:
         found += [AttentionCase(lengths, *heads[0], "all_gather") for lengths in LENGTHS]
         found += [AttentionCase(lengths, 2 * num_ranks, num_ranks, "a2a") for lengths in LENGTHS[::2]]
@@ -81,7 +79,7 @@ def attend_on_ranks(cases: list[AttentionCase]) -> list[list[Tensor]]:
         own = share(layout, groups.cp.rank())
         q, k, v, grad = (x[:, :, own].clone() for x in case.tensors(layout))
         leaves = [x.requires_grad_() for x in (q, k, v)]
-        rest = (layout, trunk_exchange(case.exchange, groups), groups.cp, DIM**-0.5)
+        rest = (pack_layout([layout]), trunk_exchange(case.exchange, groups), groups.cp, DIM**-0.5)
         out = _PairAttention.apply(*leaves, *pair_attention(*leaves, *rest), *rest)
         out.backward(grad)
         results.append([out.detach(), *(x.grad for x in leaves)])
@@ -137,7 +135,7 @@ def attend_thrice() -> list[Tensor]:
     torch.manual_seed(0)
     layout = PairLayout(20, 6, 9)
     q, k, v = (torch.randn(1, 2, layout.length, 8) for _ in range(3))
-    rest = (layout, trunk_exchange(None, groups), groups.cp, 0.3)
+    rest = (pack_layout([layout]), trunk_exchange(None, groups), groups.cp, 0.3)
     outputs = [pair_attention(q, k, v, *rest)[0]]
     for x in (q, k, v):
         x[:, :, layout.branch_slices[0]] = torch.randn(1, 2, 6, 8)
@@ -145,3 +143,38 @@ def attend_thrice() -> list[Tensor]:
     trunk = (x[:, :, :20] for x in (q, k, v))
     outputs.append(torch.nn.functional.scaled_dot_product_attention(*trunk, is_causal=True, scale=0.3))
     return outputs
+
+
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_a_pack_is_its_pairs(num_ranks: int) -> None:
+    """Three pairs in one micro-batch: each one's output and gradients are those it has alone, bit for bit."""
+    for packed, alone in run_ranks(attend_packed_and_alone, num_ranks):
+        for ours, theirs in zip(packed, alone, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def attend_packed_and_alone() -> tuple[list[Tensor], list[Tensor]]:
+    """This rank's [output, dq, dk, dv] of three pairs in one micro-batch, and of each alone, put together."""
+    size = torch.distributed.get_world_size()
+    parallel_state.initialize_model_parallel(context_parallel_size=size)
+    groups = ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
+    torch.manual_seed(groups.cp.rank())
+    layout = pack_layout([pair_layout(*lengths, size) for lengths in LENGTHS[:3]], multiple=16)
+    tensors = [torch.randn(1, heads, layout.length, DIM) for heads in (4, 2, 2, 4)]
+    exchange = trunk_exchange("p2p", groups)
+
+    def attend(layout: PackLayout, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
+        leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+        rest = (layout, exchange, groups.cp, 0.3)
+        out = _PairAttention.apply(*leaves, *pair_attention(*leaves, *rest), *rest)
+        out.backward(grad)
+        return [out.detach(), *(x.grad for x in leaves)]  # type: ignore[misc]
+
+    packed = attend(layout, *tensors)
+    each = [
+        attend(pack_layout([pair]), *(x[:, :, part] for x in tensors))
+        for pair, part in zip(layout.pairs, layout.parts, strict=True)
+    ]
+    tail = [x.new_zeros(1, x.shape[1], layout.tail, DIM) for x in packed]
+    assert layout.tail > 0
+    return packed, [torch.cat(parts, 2) for parts in zip(*each, tail, strict=True)]

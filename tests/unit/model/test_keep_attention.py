@@ -8,7 +8,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_longpo.model import attention
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import forward_pair, pair_input
+from megatron_longpo.model.forward import forward_pack, pack, pair_input
 from tests.ranks import run_ranks
 
 NUM_LAYERS = 3
@@ -50,7 +50,8 @@ def step(recompute: bool, keep: bool) -> tuple[int, list[torch.Tensor]]:
     attention.pair_attention = counting
     spans = torch.tensor([[1, 6]])
     pair = pair_input(*(torch.arange(n) for n in (20, 6, 6)), spans, spans, nll_over_all=True)
-    logp = forward_pair(model, pair, 50, parallel_state.get_tensor_model_parallel_group(), keep)
+    batch = pack([pair, pair])
+    logp = forward_pack(model, batch, 50, parallel_state.get_tensor_model_parallel_group(), keep)
     logp.sum().backward()
     return count, [p.grad for p in model.parameters() if p.grad is not None]
 

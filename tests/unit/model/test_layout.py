@@ -10,6 +10,7 @@ from megatron_longpo.model.layout import (
     input_tokens,
     num_own_keys,
     own_segments,
+    pack_layout,
     pair_layout,
     positions,
     share,
@@ -22,7 +23,7 @@ CHOSEN_SPANS, REJECTED_SPANS = [[1, 3], [4, 5]], [[1, 2], [3, 5]]
 
 
 def example(nll_over_all: bool) -> tuple[PairLayout, torch.Tensor, Targets]:
-    layout = pair_layout(3, 5, 5, multiple=4)
+    layout = pair_layout(3, 5, 5)
     tokens = input_tokens(layout, *(torch.tensor(part) for part in (TRUNK, CHOSEN, REJECTED)))
     spans = torch.tensor(CHOSEN_SPANS), torch.tensor(REJECTED_SPANS)
     return layout, tokens, pair_targets(layout, tokens, *spans, nll_over_all)
@@ -30,9 +31,9 @@ def example(nll_over_all: bool) -> tuple[PairLayout, torch.Tensor, Targets]:
 
 def test_tokens_and_positions() -> None:
     layout, tokens, _ = example(True)
-    assert tokens.tolist() == [10, 11, 12, 13, 20, 21, 30, 22, 13, 40, 30, 41, 42, 0, 0, 0]
-    assert positions(layout).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7, 0, 1, 2]
-    assert layout.length == 16 and layout.padding == 3
+    assert tokens.tolist() == [10, 11, 12, 13, 20, 21, 30, 22, 13, 40, 30, 41, 42]
+    assert positions(layout).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7]
+    assert layout.length == 13 and layout.padding == 0
 
 
 def test_targets_over_all() -> None:
@@ -52,7 +53,8 @@ def test_targets_over_responses() -> None:
 
 def test_sums() -> None:
     _, _, targets = example(True)
-    logps = pair_logps(-torch.arange(1.0, 11.0), targets)
+    other, logps = pair_logps(-torch.cat((torch.zeros(10), torch.arange(1.0, 11.0))), [targets, targets])
+    assert other.chosen_K.tolist() == [0.0, 0.0] and other.nll.item() == 0.0
     assert logps.chosen_K.tolist() == [-9.0, -7.0] and logps.rejected_K.tolist() == [-8.0, -19.0]
     assert logps.nll.item() == pytest.approx(28 / 7)
 
@@ -70,28 +72,32 @@ def test_uneven_shares_are_refused(lengths: tuple[int, ...]) -> None:
 
 
 def test_two_ranks_share_by_hand() -> None:
-    """Trunk 0-2 and one token of padding in four chunks; branches 4-13 and two of padding in two pieces."""
-    layout = pair_layout(3, 5, 5, num_shares=2, multiple=2)
-    assert (layout.trunk_padding, layout.branch_padding) == (1, 2)
+    """Trunk 0-2 and one token of padding in four chunks; branches 4-14 and one of padding in two pieces."""
+    layout = pair_layout(3, 5, 6, num_shares=2)
+    assert (layout.trunk_padding, layout.branch_padding) == (1, 1)
     assert share(layout, 0).tolist() == [0, 3, 4, 5, 6, 7, 8, 9]
     assert share(layout, 1).tolist() == [1, 2, 10, 11, 12, 13, 14, 15]
     assert [num_own_keys(layout, rank) for rank in (0, 1)] == [1, 2]
     assert own_segments(layout, 0) == [(slice(0, 5), slice(0, 0)), (slice(5, 6), slice(5, 5))]
-    assert own_segments(layout, 1) == [(slice(6, 10), slice(5, 6))]
+    assert own_segments(layout, 1) == [(slice(6, 11), slice(5, 6))]
+
+
+def test_two_pairs_share_a_micro_batch_by_hand() -> None:
+    layout = pack_layout([pair_layout(3, 5, 6, 2), pair_layout(1, 1, 1, 2)], multiple=4)
+    assert layout.parts == [slice(0, 8), slice(8, 11)]  # 4 + 12 tokens on two ranks, then 4 + 2
+    assert (layout.tail, layout.length) == (1, 12)
 
 
 @given(
     lengths=st.tuples(*[st.integers(1, 60)] * 3),
     num_shares=st.sampled_from([1, 2, 3, 4, 8]),
-    multiple=st.sampled_from([1, 2, 4]),
 )
-def test_shares_cover_everything_once(lengths: tuple[int, int, int], num_shares: int, multiple: int) -> None:
-    layout = pair_layout(*lengths, num_shares=num_shares, multiple=multiple)
+def test_shares_cover_everything_once(lengths: tuple[int, int, int], num_shares: int) -> None:
+    layout = pair_layout(*lengths, num_shares=num_shares)
     shares = [share(layout, rank) for rank in range(num_shares)]
     assert sorted(torch.cat(shares).tolist()) == list(range(layout.length))
-    assert {len(own) for own in shares} == {layout.local_trunk + layout.local_branches}
-    assert len(shares[0]) % multiple == 0
-    assert layout.padding < 2 * num_shares + num_shares * multiple
+    assert {len(own) for own in shares} == {layout.local_length}
+    assert layout.padding < 3 * num_shares
     for rank, own in enumerate(shares):
         trunk = own[: layout.local_trunk]
         num_keys = num_own_keys(layout, rank)

@@ -1,0 +1,81 @@
+"""The micro-batches of this data-parallel rank: planned before anything is built, then read ahead of the step."""
+
+import argparse
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.training.dist_signal_handler import DistributedSignalHandler
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from megatron_longpo.data.dataset import PairOrder
+from megatron_longpo.data.packing import BatchPlan
+from megatron_longpo.errors import UserError
+from megatron_longpo.model.flops import pair_flops
+
+
+def plan_batches(args: argparse.Namespace, order: PairOrder, lengths_P3: NDArray[np.int64]) -> BatchPlan:
+    """How the pairs of every step are dealt out; sets the micro-batch size that Megatron derives their number from."""
+    num_ranks = num_data_parallel_ranks(args)
+    if args.global_batch_size % num_ranks:
+        raise UserError(
+            f"--global-batch-size {args.global_batch_size} is not divisible by the {num_ranks} data-parallel ranks; "
+            f"give a multiple, such as {args.global_batch_size + -args.global_batch_size % num_ranks}"
+        )
+    plan = BatchPlan(
+        pair_of_sample=order,
+        tokens=lengths_P3.sum(1),
+        work=pair_flops(vars(args), lengths_P3),
+        global_batch_size=args.global_batch_size,
+        num_ranks=num_ranks,
+        max_tokens=args.longpo_tokens_per_microbatch,
+    )
+    num_steps = args.train_iters or args.train_samples // args.global_batch_size
+    num_microbatches = plan.num_microbatches(num_steps)
+    args.micro_batch_size = args.global_batch_size // num_ranks // num_microbatches
+    if args.rank == 0:
+        print(
+            f"a step is {num_microbatches} micro-batches on each of {num_ranks} data-parallel ranks; the busiest rank "
+            f"has {plan.imbalance(num_microbatches, num_steps):.3f} of their mean work",
+            flush=True,
+        )
+    return plan
+
+
+def num_data_parallel_ranks(args: argparse.Namespace) -> int:
+    """Of the ranks that were started, before Megatron's groups exist."""
+    one_pair = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
+    return max(1, int(os.environ.get("WORLD_SIZE", "1")) // one_pair)
+
+
+def loader(args: argparse.Namespace, dataset: Dataset[Any], microbatches: Iterable[list[int]]) -> Iterator[Any]:
+    """Reads the samples of each micro-batch, ahead, in ``--num-workers`` processes.
+
+    With ``--exit-signal-handler`` these survive the signal, as Megatron's own do (data_samplers.py).
+    """
+    return iter(
+        DataLoader(
+            dataset,
+            batch_sampler=microbatches,  # type: ignore[arg-type]  # any iterable of lists of indices
+            num_workers=args.num_workers,
+            collate_fn=_as_tensors,
+            pin_memory=True,
+            persistent_workers=args.num_workers > 0,
+            worker_init_fn=partial(_leave_signal, args.exit_signal) if args.exit_signal_handler else None,
+        )
+    )
+
+
+def _leave_signal(exit_signal: signal.Signals, worker: int) -> None:
+    DistributedSignalHandler(exit_signal).__enter__()
+
+
+def _as_tensors(samples: Sequence[dict[str, NDArray[Any]]]) -> list[dict[str, Tensor]]:
+    """The samples of a micro-batch, as step.py takes them."""
+    return [{name: torch.from_numpy(value) for name, value in sample.items()} for sample in samples]

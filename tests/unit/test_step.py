@@ -1,0 +1,78 @@
+"""step.py: what a micro-batch computes for each of its pairs."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_longpo.model.build import ModelShape, build_model, transformer_config
+from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.objective.longpo import Objective
+from megatron_longpo.reports import reports, take_breakdowns
+from megatron_longpo.step import Sample, pair_reports
+from tests.parity.cases import Case, random_pairs
+from tests.ranks import run_ranks
+from tests.unit.model.test_keep_attention import OPTIONS
+
+NUM_PAIRS, MAX_TURNS, BUCKETS = 3, 3, (16, 64)
+
+
+def samples() -> list[Sample]:
+    """Pairs of one, two and three turns, with ids of OPTIONS' vocabulary."""
+    cases = [Case(architecture="llama", tied=False, num_turns=turns, num_pairs=1, seed=turns) for turns in (1, 2, 3)]
+    pairs = [random_pairs(case)[0] for case in cases]
+    ids = {"trunk", "chosen", "rejected"}
+    return [{name: torch.as_tensor(v % 50 if name in ids else v) for name, v in pair.items()} for pair in pairs]
+
+
+def metrics_of_permutations() -> list[dict[str, torch.Tensor]]:
+    """reports() of the same pairs in every order, the rows put back into the first order."""
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(0)
+    config = transformer_config(OPTIONS, tensor=1, pipeline=1, sequence=False, dtype=torch.float32)
+    torch.manual_seed(0)
+    model = build_model(config, ModelShape.of(OPTIONS, multiple=1))
+    groups = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_context_parallel_group()
+    found = []
+    for order in itertools.permutations(range(NUM_PAIRS)):
+        own = [samples()[index] for index in order]
+        names = ("trunk", "chosen", "rejected", "chosen_spans", "rejected_spans")
+        batch = pack([pair_input(*(sample[name] for name in names), nll_over_all=True) for sample in own])
+        logp_N = forward_pack(model, batch, 50, groups[0])
+        pairs = pair_reports(logp_N, own, batch, groups[1], Objective())
+        rows = reports(pairs, batch.layout, MAX_TURNS, BUCKETS)
+        found.append({name: rows_P2[list(np.argsort(order))] for name, rows_P2 in rows.items()})
+    return found
+
+
+def test_permuting_the_pairs_permutes_their_metrics() -> None:
+    """Bit for bit, all of them packed into one micro-batch."""
+    first, *others = run_ranks(metrics_of_permutations, 1)[0]
+    assert len(others) == 5
+    for other in others:
+        assert other.keys() == first.keys()
+        for name, rows_P2 in other.items():
+            assert torch.equal(rows_P2, first[name]), name
+    breakdown = {name: (rows_P2.sum(0)[0] / rows_P2.sum(0)[1]).item() for name, rows_P2 in first.items()}
+    check_breakdown(first, take_breakdowns(dict[str, Any](breakdown)))
+
+
+def check_breakdown(rows: dict[str, torch.Tensor], found: Any) -> None:
+    """Means over the pairs that have the turn, and over those of the length, add up to the whole."""
+    assert set(found["by_turn"]) == {"1", "2", "3"}
+    margin = rows["margin"][:, 0]
+    assert found["by_turn"]["3"]["margin"] == rows["by_turn/3/margin"][2, 0].item()
+    total = sum(found["by_turn"][turn]["margin"] * count for turn, count in (("1", 3), ("2", 2), ("3", 1)))
+    torch.testing.assert_close(torch.tensor(total).double(), margin.sum())
+    gap = found["by_turn"]["1"]["chosen_gap"] - found["by_turn"]["1"]["rejected_gap"]
+    torch.testing.assert_close(gap, found["by_turn"]["1"]["margin"])
+    trunks = rows["trunk_tokens_per_pair"][:, 0]
+    for bound, low in zip(BUCKETS, (0, 16), strict=True):
+        inside = (trunks > low) & (trunks <= bound)
+        if inside.any():
+            torch.testing.assert_close(found["by_length"][str(bound)]["margin"], margin[inside].mean().item())
+        else:
+            assert str(bound) not in found["by_length"]
