@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo import platform
-from megatron_longpo.batches import num_data_parallel_ranks, plan_batches
+from megatron_longpo.batches import microbatch_multiple, num_data_parallel_ranks, plan_batches
 from megatron_longpo.checks import (
     check_context_parallel,
     check_lengths,
@@ -197,7 +197,7 @@ def _whole_evaluation(known: argparse.Namespace, num_valid: int) -> dict[str, in
     """Evaluate every held-out pair, one micro-batch a data-parallel rank at a time, unless the user says otherwise."""
     if num_valid == 0:
         return {"eval_iters": 0}
-    batch = known.eval_global_batch_size or num_data_parallel_ranks(known)
+    batch = known.eval_global_batch_size or num_data_parallel_ranks(known) * microbatch_multiple(known)
     return {"eval_global_batch_size": batch, "eval_iters": -(-num_valid // batch)}
 
 

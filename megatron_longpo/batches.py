@@ -16,18 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from megatron_longpo.data.dataset import PairOrder
 from megatron_longpo.data.packing import BatchPlan
-from megatron_longpo.errors import UserError
 from megatron_longpo.model.flops import pair_flops
 
 
 def plan_batches(args: argparse.Namespace, order: PairOrder, lengths_P3: NDArray[np.int64]) -> BatchPlan:
     """How the pairs of every step are dealt out; sets the micro-batch size that Megatron derives their number from."""
     num_ranks = num_data_parallel_ranks(args)
-    if args.global_batch_size % num_ranks:
-        raise UserError(
-            f"--global-batch-size {args.global_batch_size} is not divisible by the {num_ranks} data-parallel ranks; "
-            f"give a multiple, such as {args.global_batch_size + -args.global_batch_size % num_ranks}"
-        )
     plan = BatchPlan(
         pair_of_sample=order,
         tokens=lengths_P3.sum(1),
@@ -35,6 +29,7 @@ def plan_batches(args: argparse.Namespace, order: PairOrder, lengths_P3: NDArray
         global_batch_size=args.global_batch_size,
         num_ranks=num_ranks,
         max_tokens=args.longpo_tokens_per_microbatch,
+        multiple=microbatch_multiple(args),
     )
     num_steps = args.train_iters or args.train_samples // args.global_batch_size
     num_microbatches = plan.num_microbatches(num_steps)
@@ -52,6 +47,13 @@ def num_data_parallel_ranks(args: argparse.Namespace) -> int:
     """Of the ranks that were started, before Megatron's groups exist."""
     one_pair = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
     return max(1, int(os.environ.get("WORLD_SIZE", "1")) // one_pair)
+
+
+def microbatch_multiple(args: argparse.Namespace) -> int:
+    """An interleaved pipeline runs micro-batches in rounds of one a stage (schedules.py,
+    ``forward_backward_pipelining_with_interleaving``)."""
+    virtual = args.num_layers_per_virtual_pipeline_stage or args.num_virtual_stages_per_pipeline_rank
+    return args.pipeline_model_parallel_size if virtual else 1
 
 
 def loader(args: argparse.Namespace, dataset: Dataset[Any], microbatches: Iterable[list[int]]) -> Iterator[Any]:

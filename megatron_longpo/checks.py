@@ -24,8 +24,6 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--eval-micro-batch-size": args.eval_micro_batch_size != 1,
         "--rampup-batch-size": args.rampup_batch_size is not None,
         "--step-batch-size-schedule": args.step_batch_size_schedule is not None,
-        "--num-layers-per-virtual-pipeline-stage": args.num_layers_per_virtual_pipeline_stage is not None,
-        "--num-virtual-stages-per-pipeline-rank": args.num_virtual_stages_per_pipeline_rank is not None,
         "--num-experts": args.num_experts is not None,
         "--transformer-impl (local is)": args.transformer_impl != "local",
         "--fp8-format": args.fp8 is not None,

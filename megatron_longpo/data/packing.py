@@ -74,6 +74,8 @@ class BatchPlan:
     global_batch_size: int
     num_ranks: int
     max_tokens: int | None
+    multiple: int = 1
+    """Of which the number of micro-batches on a rank must be one: the pipeline's virtual stages ask for it."""
 
     def num_microbatches(self, num_steps: int) -> int:
         """The smallest number of micro-batches a rank with which every one of ``num_steps`` steps fits.
@@ -81,9 +83,16 @@ class BatchPlan:
         It divides the pairs of a rank, because Megatron counts ``--micro-batch-size`` pairs for each.
 
         Raises:
-            UserError: a pair alone is larger than ``max_tokens``.
+            UserError: a pair alone is larger than ``max_tokens``, or the pairs cannot be dealt out evenly.
         """
         pairs_per_rank = self.global_batch_size // self.num_ranks
+        if pairs_per_rank % self.multiple or self.global_batch_size % self.num_ranks:
+            unit = self.num_ranks * self.multiple
+            stages = f" x {self.multiple} stages of an interleaved pipeline" if self.multiple > 1 else ""
+            raise UserError(
+                f"--global-batch-size {self.global_batch_size} is not divisible by the {self.num_ranks} data-parallel "
+                f"ranks{stages}; give a multiple, such as {self.global_batch_size + -self.global_batch_size % unit}"
+            )
         if self.max_tokens is None:
             return pairs_per_rank
         if (largest := int(self.tokens.max())) > self.max_tokens:
@@ -91,10 +100,10 @@ class BatchPlan:
                 f"--longpo-tokens-per-microbatch {self.max_tokens} is below the longest pair, {largest} tokens; give "
                 f"at least {largest}"
             )
-        number = 1
+        number = self.multiple
         for step in range(num_steps):
             while pairs_per_rank % number or self._groups(step * self.global_batch_size, number) is None:
-                number += 1
+                number += self.multiple
         return number
 
     def microbatches(self, first_sample: int, num_microbatches: int, rank: int) -> Iterator[list[int]]:

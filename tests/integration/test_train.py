@@ -85,6 +85,7 @@ def test_survives_a_kill_while_saving(work: Workspace, straight: Path) -> None:
     [
         ["--tensor-model-parallel-size", "2", "--sequence-parallel"],
         ["--pipeline-model-parallel-size", "2"],
+        ["--pipeline-model-parallel-size", "2", "--num-layers-per-virtual-pipeline-stage", "1"],
         ["--context-parallel-size", "2"],
         [],
     ],
@@ -123,8 +124,8 @@ def test_pairs_share_a_micro_batch(
     for split in ("train", "valid"):
         packed, alone = (read_metrics(path, split) for path in (metrics, work.folder / "straight.jsonl"))
         for ours, theirs in zip(packed, alone, strict=True):
-            for name in ("loss", "nll", "margin", "policy_chosen_logp", "policy_rejected_logp"):
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), (ours["step"], name)
+            for name in ("loss", "nll", "policy_chosen_logp", "policy_rejected_logp"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-6), (ours["step"], name)
             assert ours["by_turn"].keys() == theirs["by_turn"].keys() == {"1", "2", "3"}
             assert ours["by_length"].keys() == theirs["by_length"].keys()
 

@@ -64,7 +64,13 @@ def test_heads_that_tensor_parallelism_does_not_divide(work: Workspace) -> None:
 
 def test_a_batch_that_the_ranks_cannot_share(work: Workspace) -> None:
     line = refusal(work, "--global-batch-size", "3", num_ranks=2)
-    assert "--global-batch-size 3 is not divisible by the 2 data-parallel ranks" in line and "such as 4" in line
+    assert "--global-batch-size 3 is not divisible by the 2 data-parallel ranks; give a multiple, such as 4" in line
+
+
+def test_a_batch_that_virtual_stages_cannot_share(work: Workspace) -> None:
+    virtual = ["--pipeline-model-parallel-size", "2", "--num-layers-per-virtual-pipeline-stage", "1"]
+    line = refusal(work, "--global-batch-size", "3", *virtual, num_ranks=2)
+    assert "1 data-parallel ranks x 2 stages of an interleaved pipeline; give a multiple, such as 4" in line
 
 
 def test_no_reference(work: Workspace) -> None:
