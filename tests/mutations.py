@@ -204,8 +204,8 @@ MUTATIONS = (
     Mutation(
         name="reference-with-the-policys-rope",
         file="megatron_longpo/reference/score.py",
-        old="shape = ModelShape.of(options, multiple=tp)",
-        new='shape = ModelShape.of({**options, "rotary_base": 10 * options["rotary_base"]}, multiple=tp)',
+        old="shape = ModelShape.of(options, rope, multiple=tp)",
+        new="shape = ModelShape.of(options, RopeParameters(rope_theta=10 * rope.rope_theta), multiple=tp)",
         tests=(REFERENCE,),
     ),
     Mutation(
