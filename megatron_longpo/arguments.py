@@ -73,7 +73,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
         validate_args(args)
     except AssertionError as error:
         asserted = traceback.extract_tb(error.__traceback__)[-1].line
-        raise UserError(f"Megatron refuses the options: {error or asserted}") from error
+        raise UserError(f"Megatron refuses the options: {str(error) or asserted}") from error
     set_global_variables(args)
     return args, LongPOSettings(
         reader=reader,
@@ -120,8 +120,6 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "the checkpoint's); the base is --rotary-base",
     )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append one JSON line a step")
-    # Megatron's type is int, which refuses 1e7.
-    parser._option_string_actions["--rotary-base"].type = float
     known, _ = parser.parse_known_args()
     parser.set_defaults(**_defaults(known))
     return parser

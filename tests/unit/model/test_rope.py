@@ -38,10 +38,7 @@ ROPES: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("llama", {"rope_type": "default", "rope_theta": 5e5}),
     "linear": ("qwen2", {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}),
     "llama3": ("llama-tied-groups", LLAMA3),
-    "llama3-bounds": (
-        "llama",
-        {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4, **LLAMA3, "low_freq_factor": 3},
-    ),
+    "llama3-bounds": ("llama", {**LLAMA3, "low_freq_factor": 3.0, "original_max_position_embeddings": 48}),
     "yarn": ("qwen2", YARN),
     "yarn-attention-factor": ("mistral-wide-heads", {**YARN, "attention_factor": 0.8}),
     "yarn-mscale": ("llama", {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5}),
