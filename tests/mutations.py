@@ -30,6 +30,7 @@ SCALING = "tests/unit/objective/test_scaling.py"
 OPENER = "tests/unit/data/test_opener.py"
 NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
 STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
+ROPE = "tests/unit/model/test_rope.py::test_equals_transformers"
 REFERENCE = "tests/integration/test_reference.py::test_every_turn_equals_the_hugging_face_model"
 
 
@@ -200,6 +201,13 @@ MUTATIONS = (
         old="return (loss_P * weight_P).sum(), ",
         new="return loss_P.sum(), ",
         tests=(SCALING,),
+    ),
+    Mutation(
+        name="attention-factor-on-one-side",
+        file="megatron_longpo/model/build.py",
+        old="attention_factor**2",
+        new="attention_factor",
+        tests=(ROPE,),
     ),
     Mutation(
         name="reference-with-the-policys-rope",
