@@ -23,6 +23,7 @@ from megatron_longpo import platform
 from megatron_longpo.model.attention import PairAttention, PairParams
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import HeadContext, PackInput, _logprob_head, forward_pack, pack, pair_input
+from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.model.targets import pair_logps
 from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
 
@@ -41,7 +42,6 @@ OPTIONS: dict[str, Any] = {
     "untie_embeddings_and_output_weights": True,
     "vocab_size": 8192,
     "max_position_embeddings": 131072,
-    "rotary_base": 1e6,
 }
 OBJECTIVE = Objective(beta=0.5, pref_coef=1.0)
 REFERENCE = -1000.0
@@ -72,7 +72,8 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
     """Check that both sides agree, then time them in turn; seconds."""
     dtype = torch.float32 if platform.is_cpu() else torch.bfloat16
     config = transformer_config(OPTIONS, tensor=1, pipeline=1, sequence=False, dtype=dtype)
-    model = build_model(config, ModelShape.of(OPTIONS, multiple=1)).to(torch.cuda.current_device())
+    shape = ModelShape.of(OPTIONS, RopeParameters(rope_theta=1e6), multiple=1)
+    model = build_model(config, shape).to(torch.cuda.current_device())
     pair = random_pair(trunk, branch)
     sides: dict[str, Callable[[], Tensor]] = {
         "two_passes": lambda: two_passes(model, pair),

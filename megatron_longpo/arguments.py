@@ -25,8 +25,10 @@ from megatron_longpo.data.indexed import Manifest, PairReader
 from megatron_longpo.data.packing import BatchPlan
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
+from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
+from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.objective.longpo import PREFERENCES, Objective
 from megatron_longpo.reference.cache import ReferenceCache, default_path
 from megatron_longpo.reports import length_buckets
@@ -66,6 +68,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     refuse_unsupported(args)
     source = _source(args)
     check_shape(args, source)
+    rope = _policy_rope(args, source)
     check_context_parallel(args)
     reader = PairReader(Path(args.longpo_data))
     check_lengths(args, reader.manifest)
@@ -80,7 +83,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
         validate_args(args)
     except AssertionError as error:
         asserted = traceback.extract_tb(error.__traceback__)[-1].line
-        raise UserError(f"Megatron refuses the options: {error or asserted}") from error
+        raise UserError(f"Megatron refuses the options: {str(error) or asserted}") from error
     set_global_variables(args)
     return args, LongPOSettings(
         reader=reader,
@@ -88,7 +91,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
         order=order,
         plan=plan,
         held_out=held_out,
-        shape=_model_shape(args),
+        shape=_model_shape(args, rope),
         step=_step_settings(args, reader.max_turns, length_buckets(lengths_P3[:, 0].tolist())),
         metrics=Path(args.longpo_metrics) if args.longpo_metrics else None,
         source=source,
@@ -128,6 +131,12 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="let pairs share a micro-batch of at most N tokens, over all context-parallel ranks (default: one pair)",
+    )
+    group.add_argument(
+        "--longpo-rope-scaling",
+        metavar="JSON",
+        help="RoPE scaling of the policy, as rope_scaling of a config.json: default, linear, llama3 or yarn (default: "
+        "the checkpoint's); the base is --rotary-base",
     )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append one JSON line a step")
     known, _ = parser.parse_known_args()
@@ -229,7 +238,7 @@ def _reference(args: argparse.Namespace, manifest: Manifest, source: Path) -> Re
     cache.check(
         dataset_fingerprint=manifest.fingerprint,
         weights_sha256=read_identity(checkpoint).weights_sha256,
-        rotary_base=read_identity(checkpoint).rotary_base,
+        rope=read_identity(checkpoint).rope,
     )
     return cache
 
@@ -261,11 +270,19 @@ def install_writer(wrap: Callable[[Any | None], Any]) -> None:
         global_vars._GLOBAL_TENSORBOARD_WRITER = wrap(global_vars.get_tensorboard_writer())
 
 
-def _model_shape(args: argparse.Namespace) -> ModelShape:
+def _policy_rope(args: argparse.Namespace, source: Path) -> RopeParameters:
+    """What the policy is trained with: the checkpoint's own, but for the base and the scaling that options give."""
+    if args.longpo_rope_scaling is not None:
+        return scaling_option(args.longpo_rope_scaling, "--longpo-rope-scaling", args.rotary_base)
+    own = rope_parameters(read_hf_config(source)).as_dict()
+    return checked(own | {"rope_theta": args.rotary_base}, "--rotary-base")
+
+
+def _model_shape(args: argparse.Namespace, rope: RopeParameters) -> ModelShape:
     return ModelShape(
         vocab_size=args.vocab_size,
         padded_vocab_size=args.padded_vocab_size,
         max_position_embeddings=args.max_position_embeddings,
-        rotary_base=args.rotary_base,
+        rope=rope,
         tied_embeddings=not args.untie_embeddings_and_output_weights,
     )

@@ -8,11 +8,29 @@ from megatron_longpo import platform
 from megatron_longpo.data.indexed import Manifest
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import check_divides, megatron_options
+from megatron_longpo.hf.rope import ROPE_EXAMPLE
 from megatron_longpo.hf.sidecar import Identity, read_hf_config
 from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING
 
 CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
 """What the checkpoint suggests and the user may set otherwise; the rest of its shape is fixed."""
+
+MEGATRONS_ROPE = {
+    "position_embedding_type": "rope",
+    "rope_type": None,
+    "use_rope_scaling": False,
+    "rope_scaling_factor": 8.0,
+    "rotary_seq_len_interpolation_factor": None,
+    "rotary_scaling_factor": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.0,
+    "yarn_original_max_position_embeddings": None,
+    "yarn_beta_fast": None,
+    "yarn_beta_slow": None,
+    "yarn_correction_range_round_to_int": None,
+}
+"""Megatron's options of RoPE scaling and their defaults. They cannot say what a config.json can: llama3's bounds and
+yarn's factor are missing (megatron/training/arguments.py 0.19); one option of ours can."""
 
 CP_COMM_TYPES = ("p2p", "all_gather", "allgather", "a2a", "a2a+p2p")
 
@@ -28,13 +46,13 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--transformer-impl (local is)": args.transformer_impl != "local",
         "--fp8-format": args.fp8 is not None,
         "--mtp-num-layers": args.mtp_num_layers is not None,
-        "--position-embedding-type (rope is)": args.position_embedding_type != "rope",
         "--rotary-interleaved": args.rotary_interleaved,
         "--dataloader-type (external is)": args.dataloader_type != "external",
         "--use-torch-fsdp2 or --use-megatron-fsdp": args.use_torch_fsdp2 or args.use_megatron_fsdp,
         "--hybrid-context-parallel": args.hybrid_context_parallel,
         "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,
         "--full-validation": args.full_validation,
+        "--no-rope-freq": args.no_rope_freq is not None,
         "--use-distributed-optimizer without Transformer Engine or Apex (Megatron cannot resume torch's Adam)": (
             args.use_distributed_optimizer and not platform.is_cpu() and not _has_fused_adam()
         ),
@@ -42,6 +60,12 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
     for option, is_set in refused.items():
         if is_set:
             raise UserError(f"{option} is not supported by this version of megatron-longpo; remove it")
+    for name, default in MEGATRONS_ROPE.items():
+        if getattr(args, name) != default:
+            raise UserError(
+                f"--{name.replace('_', '-')} is not read; give RoPE scaling in Hugging Face's form, for instance "
+                f"--longpo-rope-scaling {ROPE_EXAMPLE}"
+            )
     if not args.calculate_per_token_loss:
         raise UserError("the mean over pairs needs --calculate-per-token-loss, which is the default; do not unset it")
     if args.longpo_beta <= 0 or args.longpo_pref_coef < 0 or args.longpo_nll_coef < 0:

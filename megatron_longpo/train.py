@@ -44,7 +44,7 @@ def main() -> int:
         _print_once(f"megatron_longpo.train: error: {error}")
         return 2
     if args.save and args.rank == 0:
-        copy_sidecar(settings.source, Path(args.save), args.rotary_base, args.max_position_embeddings)
+        copy_sidecar(settings.source, Path(args.save), settings.shape.rope, args.max_position_embeddings)
     if args.skip_train:
         _report_evaluation()
     _keep_breakdowns()

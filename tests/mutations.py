@@ -30,6 +30,7 @@ SCALING = "tests/unit/objective/test_scaling.py"
 OPENER = "tests/unit/data/test_opener.py"
 NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
 STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
+ROPE = "tests/unit/model/test_rope.py::test_equals_transformers"
 REFERENCE = "tests/integration/test_reference.py::test_every_turn_equals_the_hugging_face_model"
 
 
@@ -202,10 +203,17 @@ MUTATIONS = (
         tests=(SCALING,),
     ),
     Mutation(
+        name="attention-factor-on-one-side",
+        file="megatron_longpo/model/build.py",
+        old="attention_factor**2",
+        new="attention_factor",
+        tests=(ROPE,),
+    ),
+    Mutation(
         name="reference-with-the-policys-rope",
         file="megatron_longpo/reference/score.py",
-        old="shape = ModelShape.of(options, multiple=tp)",
-        new='shape = ModelShape.of({**options, "rotary_base": 10 * options["rotary_base"]}, multiple=tp)',
+        old="shape = ModelShape.of(options, rope, multiple=tp)",
+        new="shape = ModelShape.of(options, RopeParameters(rope_theta=10 * rope.rope_theta), multiple=tp)",
         tests=(REFERENCE,),
     ),
     Mutation(

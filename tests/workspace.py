@@ -86,11 +86,16 @@ def verb(*argv: str | Path, num_ranks: int = 1) -> Finished:
 
 
 def make_workspace(
-    folder: Path, num_pairs: int = 12, architecture: str = "llama", short_equals_long: bool = False, score: bool = True
+    folder: Path,
+    num_pairs: int = 12,
+    architecture: str = "llama",
+    short_equals_long: bool = False,
+    score: bool = True,
+    **changes: object,
 ) -> Workspace:
-    """Model, pairs, build, import-hf and, unless told otherwise, score-reference."""
+    """Model (``changes``: of its configuration), pairs, build, import-hf and, unless told not to, score-reference."""
     work = Workspace(folder)
-    make_model(work.hf, architecture)
+    make_model(work.hf, architecture, **changes)
     make_pairs(work.pairs, num_pairs, short_equals_long)
     steps: list[list[str | Path]] = [
         ["build", "--input", work.pairs, "--tokenizer", work.hf, "--output", work.data, "--max-length", "512"],

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Never, cast
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.hf.rope import rope_parameters
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
 
 _DEFAULT_NUM_KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32}  # Llama's default is num_attention_heads
 _DEFAULT_WINDOW = 4096  # of Mistral and Qwen2
 _DEFAULT_QWEN2_MAX_WINDOW_LAYERS = 28
-_DEFAULT_ROPE_THETA = 10000.0
 _EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -106,9 +106,10 @@ def megatron_options(hf_config: Mapping[str, Any]) -> dict[str, bool | int | flo
     function the model computes, and policy and reference must agree exactly on equal inputs.
 
     Raises:
-        UserError: as `architecture`, and for RoPE scaling.
+        UserError: as `architecture` and `rope.rope_parameters`.
     """
     shape = architecture(hf_config)
+    theta = rope_parameters(hf_config).rope_theta
     return {
         "num_layers": shape.num_layers,
         "hidden_size": shape.hidden_size,
@@ -121,7 +122,7 @@ def megatron_options(hf_config: Mapping[str, Any]) -> dict[str, bool | int | flo
         "untie_embeddings_and_output_weights": not shape.tied_embeddings,
         "max_position_embeddings": _positive_int(hf_config, "max_position_embeddings"),
         "position_embedding_type": "rope",
-        "rotary_base": rotary_base(hf_config),
+        "rotary_base": int(theta) if theta.is_integer() else theta,  # Megatron's option is an int
         "rotary_percent": 1.0,
         "rotary_interleaved": False,
         "normalization": "RMSNorm",
@@ -133,31 +134,6 @@ def megatron_options(hf_config: Mapping[str, Any]) -> dict[str, bool | int | flo
         "hidden_dropout": 0.0,
         "init_method_std": _positive_float(hf_config, "initializer_range", 0.02),
     }
-
-
-def rotary_base(hf_config: Mapping[str, Any]) -> int | float:
-    """The base of the rotary frequencies ("rope theta"), an int where it is a whole number, as Megatron's option.
-
-    Reads ``rope_parameters`` of transformers 5 and the older ``rope_theta`` with ``rope_scaling``, in the order of
-    precedence of transformers (``modeling_rope_utils.py::convert_rope_params_to_dict``).
-
-    Raises:
-        UserError: RoPE is scaled or partial.
-    """
-    parameters: Any = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
-    field = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
-    if not isinstance(parameters, dict):
-        _refuse(field, parameters, "it must be an object")
-    parameters = cast(dict[str, Any], parameters)
-    rope_type = parameters.get("rope_type", parameters.get("type", "default"))
-    if rope_type != "default" or any(isinstance(value, dict) for value in parameters.values()):
-        _refuse(field, parameters, "only rope_type 'default' is supported, with one setting for all layers")
-    for source in (parameters, hf_config):
-        if source.get("partial_rotary_factor") not in (None, 1, 1.0):
-            _refuse("partial_rotary_factor", source["partial_rotary_factor"], "only 1.0 is supported")
-    source = parameters if "rope_theta" in parameters else hf_config
-    theta = _positive_float(source, "rope_theta", _DEFAULT_ROPE_THETA)
-    return int(theta) if theta.is_integer() else theta
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory
-from megatron_longpo.hf.config import architecture, megatron_options, read_json_object, rotary_base
+from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
 from megatron_longpo.hf.fingerprint import Fingerprint
 from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
 from megatron_longpo.hf.names import NameRule, extra_state_keys, name_table
+from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import FORMAT_VERSION, HF_FOLDER, Identity, copy_hf_files, write_identity
 from megatron_longpo.hf.torch_dist import Chunk, write_checkpoint
 from megatron_longpo.hf.weights import DTYPES, SafetensorsFolder, dtype_label, read_checked
@@ -62,7 +63,7 @@ def import_hf(hf: Path, output: Path, dtype: str = "as-is") -> Identity:
             tokenizer_fingerprint=tokenizer,
             num_parameters=sum(prod(weights.shape(name)) for name in names),
             dtype=dtype_label(dtypes.values()),
-            rotary_base=float(rotary_base(config)),
+            rope=rope_parameters(config),
         )
         write_identity(folder, identity)
         (folder / TRACKER_FILE).write_text(RELEASE, encoding="ascii")

@@ -13,8 +13,10 @@ from typing import Any
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.config import read_json_object
+from megatron_longpo.hf.rope import checked, with_rope
+from megatron_longpo.model.rope_parameters import RopeParameters
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 IDENTITY_FILE = "longpo.json"
 HF_FOLDER = "hf"
 
@@ -37,7 +39,7 @@ class Identity:
     """Without padding; tied embeddings count once."""
     dtype: str
     """``fp32``, ``bf16``, ``fp16`` or ``mixed``."""
-    rotary_base: float
+    rope: RopeParameters
     """Of the imported model; training may use another, the reference never does."""
 
 
@@ -61,6 +63,8 @@ def read_identity(directory: Path) -> Identity:
         raise UserError(
             f"{path}: format_version is {stored.get('format_version')!r}, needs {FORMAT_VERSION}; import it again"
         )
+    if isinstance(stored.get("rope"), dict):
+        stored["rope"] = checked(stored["rope"], f"{path}: rope")
     for field in fields(Identity):
         if type(stored.get(field.name)) is not field.type:
             raise UserError(f"{path}: {field.name} is {stored.get(field.name)!r}; restore the file or import again")
@@ -94,7 +98,7 @@ def copy_hf_files(source: Path, target: Path) -> None:
 
 
 def copy_sidecar(
-    source_dir: Path, target_dir: Path, rotary_base: float | None, max_position_embeddings: int | None
+    source_dir: Path, target_dir: Path, rope: RopeParameters | None, max_position_embeddings: int | None
 ) -> None:
     """Copy ``hf/`` and ``longpo.json`` from one checkpoint folder into another, with the RoPE that is trained.
 
@@ -102,7 +106,7 @@ def copy_sidecar(
     be the same folder.
 
     Args:
-        rotary_base: what the exported ``config.json`` shall say, None to keep the source's.
+        rope: what the exported ``config.json`` shall say, None to keep the source's.
         max_position_embeddings: likewise, in tokens.
 
     Raises:
@@ -114,8 +118,8 @@ def copy_sidecar(
         raise UserError(
             f"{target_dir} belongs to a model imported from other weights than {source_dir}; save in another folder"
         )
-    if rotary_base is not None:
-        _set_rotary_base(config, rotary_base)
+    if rope is not None:
+        config = with_rope(config, rope)
     if max_position_embeddings is not None:
         config["max_position_embeddings"] = max_position_embeddings
     if source_dir.resolve() != target_dir.resolve():
@@ -128,12 +132,3 @@ def write_hf_config(folder: Path, config: dict[str, Any]) -> None:
     """Write ``FOLDER/config.json``, whole or not at all."""
     with atomic_file(folder / _CONFIG) as partial:
         partial.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _set_rotary_base(config: dict[str, Any], rotary_base: float) -> None:
-    """Set the base in whichever place transformers reads first; see `config.rotary_base`."""
-    parameters = config.get("rope_scaling") or config.get("rope_parameters")
-    if isinstance(parameters, dict):
-        parameters["rope_theta"] = float(rotary_base)
-    if not isinstance(parameters, dict) or "rope_theta" in config:
-        config["rope_theta"] = float(rotary_base)

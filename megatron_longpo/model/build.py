@@ -16,6 +16,7 @@ from torch import nn
 from megatron_longpo import platform
 from megatron_longpo.model.attention import PairAttention
 from megatron_longpo.model.rope import PairRotaryEmbedding
+from megatron_longpo.model.rope_parameters import RopeParameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,20 +29,19 @@ class ModelShape:
     """Rows of the embedding, padded so that tensor-parallel ranks hold equal parts."""
     max_position_embeddings: int
     """Longest sequence the model is made for, in tokens."""
-    rotary_base: float
-    """Base of the rotary frequencies ("rope theta")."""
+    rope: RopeParameters
     tied_embeddings: bool
     """The output layer is the embedding."""
 
     @classmethod
-    def of(cls, options: dict[str, Any], multiple: int) -> "ModelShape":
-        """From hf.config.megatron_options, with the vocabulary padded to a multiple of ``multiple``."""
+    def of(cls, options: dict[str, Any], rope: RopeParameters, multiple: int) -> "ModelShape":
+        """From hf.config.megatron_options and hf.rope.rope_parameters; the vocabulary padded to that multiple."""
         vocab_size = int(options["vocab_size"])
         return cls(
             vocab_size=vocab_size,
             padded_vocab_size=vocab_size + -vocab_size % multiple,
             max_position_embeddings=int(options["max_position_embeddings"]),
-            rotary_base=float(options["rotary_base"]),
+            rope=rope,
             tied_embeddings=not options["untie_embeddings_and_output_weights"],
         )
 
@@ -106,10 +106,16 @@ def build_model(
 ) -> GPTModel:
     """The part of the model that this pipeline stage holds.
 
-    Sets ``config.variable_seq_lengths``: pairs differ in length, so pipeline stages exchange shapes first
+    Sets ``config.softmax_scale``, which Megatron hands to core attention, where the rotary settings have a factor of
+    attention; and ``config.variable_seq_lengths``: pairs differ in length, so pipeline stages exchange shapes first
     (megatron/core/pipeline_parallel/p2p_communication.py; ``validate_args`` resets the option of that name).
     """
     config.variable_seq_lengths = True
+    head_dim: int = config.kv_channels  # type: ignore[assignment]  # set by TransformerConfig.__post_init__
+    inv_freq, attention_factor = shape.rope.frequencies(head_dim, shape.max_position_embeddings)
+    if attention_factor != 1.0:
+        # The factor (of YaRN) multiplies cos and sin, so every rotated query and key as a whole, so every score twice.
+        config.softmax_scale = attention_factor**2 * head_dim**-0.5
     model = GPTModel(
         config=config,
         transformer_layer_spec=_block_spec(config, vp_stage),  # type: ignore[arg-type]  # GPTModel takes either spec
@@ -120,16 +126,10 @@ def build_model(
         parallel_output=True,
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
-        rotary_base=shape.rotary_base,  # type: ignore[arg-type]  # used as a number, typed int
         pg_collection=pg_collection,
         vp_stage=vp_stage,
     )
-    model.rotary_pos_emb = PairRotaryEmbedding(
-        kv_channels=config.kv_channels,  # type: ignore[arg-type]  # set by TransformerConfig.__post_init__
-        rotary_percent=1.0,
-        rotary_base=shape.rotary_base,  # type: ignore[arg-type]
-        use_cpu_initialization=platform.is_cpu(),
-    )
+    model.rotary_pos_emb = PairRotaryEmbedding(inv_freq)
     return model
 
 

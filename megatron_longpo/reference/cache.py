@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
+from megatron_longpo.model.rope_parameters import RopeParameters
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class ReferenceManifest:
 
     dataset_fingerprint: str
     weights_sha256: str
-    rotary_base: float
+    rope: RopeParameters
     dtype: str
     """In which the reference ran: "float32", "bfloat16" or "float16"."""
     format_version: int = FORMAT_VERSION
@@ -57,7 +58,8 @@ class ReferenceCache:
             raise UserError(f"{path}: damaged ({error}); delete it and run score-reference again") from error
         if fields.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{path}: format {fields.get('format_version')}, need {FORMAT_VERSION}; score it again")
-        return cls(path, ReferenceManifest(**fields), logp, first)
+        manifest = ReferenceManifest(**fields | {"rope": RopeParameters(**fields["rope"])})
+        return cls(path, manifest, logp, first)
 
     def __len__(self) -> int:
         return len(self._first) - 1
@@ -68,7 +70,7 @@ class ReferenceCache:
             raise IndexError(pair_index)
         return self._logp[self._first[pair_index] : self._first[pair_index + 1]]
 
-    def check(self, *, dataset_fingerprint: str, weights_sha256: str, rotary_base: float) -> None:
+    def check(self, *, dataset_fingerprint: str, weights_sha256: str, rope: RopeParameters) -> None:
         """Refuse a cache that was made from something else.
 
         Raises:
@@ -82,10 +84,10 @@ class ReferenceCache:
                 weights_sha256,
                 "score it with this checkpoint, or name the right one with --longpo-reference-checkpoint",
             ),
-            ("RoPE base", self.manifest.rotary_base, rotary_base, "score it again with the reference's own RoPE"),
+            ("RoPE", self.manifest.rope, rope, "score it again with the reference's own RoPE"),
         ):
             if cached != wanted:
-                shown = [str(value)[:12] for value in (cached, wanted)]
+                shown = [value[:12] if isinstance(value, str) else str(value) for value in (cached, wanted)]
                 raise UserError(f"{self.path}: scored with another {what} ({shown[0]}, need {shown[1]}); {remedy}")
 
 

@@ -38,6 +38,7 @@ from megatron_longpo.hf.config import check_divides, megatron_options  # noqa: E
 from megatron_longpo.hf.sidecar import Identity, read_hf_config, read_identity  # noqa: E402
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config  # noqa: E402
 from megatron_longpo.model.forward import forward_pack, pack, pair_input  # noqa: E402
+from megatron_longpo.model.rope_parameters import RopeParameters  # noqa: E402
 from megatron_longpo.model.targets import pair_logps  # noqa: E402
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache  # noqa: E402
 from megatron_longpo.reference.journal import Journal  # noqa: E402
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     manifest = ReferenceManifest(
         dataset_fingerprint=reader.manifest.fingerprint,
         weights_sha256=identity.weights_sha256,
-        rotary_base=float(options["rotary_base"]),
+        rope=identity.rope,
         dtype=str(dtype).removeprefix("torch."),
     )
     output = args.output or default_path(args.data)
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{output} is already there; add --overwrite to score again")
     _start_ranks(args)
     try:
-        reference = _load_reference(args, options, dtype)
+        reference = _load_reference(args, options, identity.rope, dtype)
         journal = Journal(output.with_name(f".{output.name}.journal"), asdict(manifest), dist.get_rank())
         _score_missing(reader, reference, journal)
         dist.barrier()
@@ -132,12 +133,14 @@ def _start_ranks(args: argparse.Namespace) -> None:
     model_parallel_cuda_manual_seed(0)
 
 
-def _load_reference(args: argparse.Namespace, options: dict[str, Any], dtype: torch.dtype) -> _Reference:
+def _load_reference(
+    args: argparse.Namespace, options: dict[str, Any], rope: RopeParameters, dtype: torch.dtype
+) -> _Reference:
     tp = args.tensor_model_parallel_size
     config = transformer_config(
         options, tensor=tp, pipeline=args.pipeline_model_parallel_size, sequence=args.sequence_parallel, dtype=dtype
     )
-    shape = ModelShape.of(options, multiple=tp)
+    shape = ModelShape.of(options, rope, multiple=tp)
     model: nn.Module = build_model(
         config,
         shape,

@@ -13,18 +13,26 @@ from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.render import TrunkAndBranches
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.sidecar import read_identity, write_identity
+from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.reference.cache import ReferenceCache, default_path
 from megatron_longpo.reference.journal import Journal
 from tests.workspace import Workspace, make_workspace, verb
 
+YARN = RopeParameters(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)
+"""The reference's own; its short contexts are longer than 16 tokens."""
 NUM_PAIRS = 10  # more than score.py journals at once, so that a second call of the schedule takes part
+OTHERS = {
+    "another base": replace(YARN, rope_theta=1e5),
+    "another factor": replace(YARN, factor=2.0),
+    "no scaling": RopeParameters(rope_theta=1e4),
+}
 TOLERANCE = 1e-5
 """Relative: fp32 on both sides, kernels that sum in another order through 4 layers, sums of up to 30 log-probs."""
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return make_workspace(tmp_path_factory.mktemp("reference"), NUM_PAIRS)
+    return make_workspace(tmp_path_factory.mktemp("reference"), NUM_PAIRS, rope_parameters=YARN.as_dict())
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,7 @@ def hf_sums(model: PreTrainedModel, turn: TrunkAndBranches) -> list[float]:
 
 
 def test_every_turn_equals_the_hugging_face_model(work: Workspace, cache: ReferenceCache) -> None:
-    """With the rotary base of the reference's own config.json, whatever the policy will be trained with."""
+    """With the RoPE of the reference's own config.json, whatever the policy will be trained with."""
     model = AutoModelForCausalLM.from_pretrained(work.hf, attn_implementation="eager", dtype=torch.float32).eval()
     reader = PairReader(work.data)
     assert len(cache) == len(reader) == NUM_PAIRS
@@ -54,14 +62,13 @@ def test_every_turn_equals_the_hugging_face_model(work: Workspace, cache: Refere
         np.testing.assert_allclose(cache[index], expected, rtol=TOLERANCE, atol=0, err_msg=f"pair {index}")
 
 
-def test_another_rotary_base_would_show(work: Workspace, cache: ReferenceCache) -> None:
-    """Ten times the base moves the sums far beyond the tolerance, so the test above can fail."""
-    model = AutoModelForCausalLM.from_pretrained(work.hf, attn_implementation="eager", dtype=torch.float32)
-    base = model.config.rope_parameters["rope_theta"]
-    assert base == cache.manifest.rotary_base
-    model.config.rope_parameters["rope_theta"] = 10 * base
-    wrong = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager").eval()
-    wrong.load_state_dict(model.state_dict())
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_another_rope_would_show(work: Workspace, cache: ReferenceCache, other: RopeParameters) -> None:
+    """It moves the sums far beyond the tolerance, so the test above can fail."""
+    assert cache.manifest.rope == YARN
+    wrong = AutoModelForCausalLM.from_pretrained(
+        work.hf, attn_implementation="eager", dtype=torch.float32, rope_parameters=other.as_dict()
+    ).eval()
     expected = np.array([hf_sums(wrong, turn) for turn in PairReader(work.data)[0].short])
     assert np.abs(cache[0] / expected - 1).min() > 10 * TOLERANCE
 
@@ -95,7 +102,7 @@ def test_an_unfinished_scoring_of_something_else_is_refused(
     work: Workspace, cache: ReferenceCache, tmp_path: Path
 ) -> None:
     folder = tmp_path / ".again.npz.journal"
-    Journal(folder, asdict(cache.manifest) | {"rotary_base": 5.0}, 0).flush()
+    Journal(folder, asdict(replace(cache.manifest, rope=OTHERS["another factor"])), 0).flush()
     output = tmp_path / "again.npz"
     finished = verb("score-reference", "--data", work.data, "--checkpoint", work.imported, "--output", output)
     (line,) = [line for line in finished.output.splitlines() if "error" in line]
@@ -134,14 +141,18 @@ def test_bf16_is_near_fp32(work: Workspace, cache: ReferenceCache, tmp_path: Pat
     [
         ("dataset_fingerprint", "0" * 64, "another dataset .* score the dataset again"),
         ("weights_sha256", "0" * 64, "another model .* --longpo-reference-checkpoint"),
-        ("rotary_base", 1e7, r"another RoPE base \(10000.0, need 10000000.0\); score it again"),
+        (
+            "rope",
+            OTHERS["another base"],
+            r"another RoPE \(yarn, rope_theta 10000.0, .*, need .* 100000.0, ",
+        ),
+        ("rope", OTHERS["another factor"], r"another RoPE \(.* factor 4.0, .* factor 2.0, .*\); score it again"),
     ],
 )
 def test_a_cache_of_something_else_is_refused(
-    cache: ReferenceCache, field: str, other: str | float, message: str
+    cache: ReferenceCache, field: str, other: str | RopeParameters, message: str
 ) -> None:
-    manifest = asdict(cache.manifest)
-    own = {name: manifest[name] for name in ("dataset_fingerprint", "weights_sha256", "rotary_base")}
+    own = {name: getattr(cache.manifest, name) for name in ("dataset_fingerprint", "weights_sha256", "rope")}
     cache.check(**own)
     with pytest.raises(UserError, match=message) as refused:
         cache.check(**own | {field: other})

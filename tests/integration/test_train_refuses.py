@@ -49,6 +49,22 @@ def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1) -> str:
         (["--load", "/nowhere"], "no hf/config.json"),
         (["--longpo-data", "/nowhere/data"], "/nowhere/data.manifest.json"),
         (["--transformer-impl", "transformer_engine"], "--transformer-impl"),
+        (["--longpo-rope-scaling", "yarn"], "--longpo-rope-scaling yarn: not valid JSON"),
+        (["--longpo-rope-scaling", '{"rope_type": "dynamic", "factor": 2}'], 'rope_type is "dynamic"; supported are'),
+        (
+            ["--longpo-rope-scaling", '{"rope_type": "longrope"}'],
+            'rope_type is "longrope"; supported are default',
+        ),
+        (["--longpo-rope-scaling", '{"rope_type": "linear"}'], "--longpo-rope-scaling: factor is missing"),
+        (["--longpo-rope-scaling", '{"rope_type": "linear", "factor": 2, "rope_theta": 1e6}'], "with --rotary-base"),
+        (["--rotary-base", "-1"], "--rotary-base: rope_theta is -1.0; it must be a number above 0"),
+        (["--use-rope-scaling"], "--use-rope-scaling is not read; give RoPE scaling in Hugging Face's form"),
+        (["--rope-scaling-factor", "4"], "--rope-scaling-factor is not read"),
+        (["--position-embedding-type", "yarn"], "--position-embedding-type is not read"),
+        (["--no-yarn-correction-range-round-to-int"], "--yarn-correction-range-round-to-int is not read"),
+        (["--rotary-seq-len-interpolation-factor", "2"], "--rotary-seq-len-interpolation-factor is not read"),
+        (["--no-rope-freq", "4"], "--no-rope-freq is not supported"),
+        (["--rotary-percent", "0.5"], "--rotary-percent is 0.5 but the checkpoint"),
         (["--max-position-embeddings", "100"], "--max-position-embeddings 100"),
         (["--train-samples", "4"], "Megatron refuses the options: expected iteration-based training"),
     ],
@@ -79,13 +95,13 @@ def test_no_reference(work: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    "field, what", [("dataset_fingerprint", "dataset"), ("weights_sha256", "model"), ("rotary_base", "RoPE base")]
+    "field, what", [("dataset_fingerprint", "dataset"), ("weights_sha256", "model"), ("rope", "RoPE")]
 )
 def test_reference_of_something_else(work: Workspace, tmp_path: Path, field: str, what: str) -> None:
     with np.load(work.folder / "data.reference.npz") as arrays:
         content = dict(arrays)
     manifest = json.loads(str(content["manifest"]))
-    manifest[field] = 1.0 if field == "rotary_base" else "0" * 64
+    manifest[field] = manifest[field] | {"rope_type": "linear", "factor": 2.0} if field == "rope" else "0" * 64
     np.savez(tmp_path / "other.npz", **{**content, "manifest": np.array(json.dumps(manifest))})
     assert f"scored with another {what}" in refusal(work, "--longpo-reference", tmp_path / "other.npz")
 

@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
 from megatron_longpo.hf.names import name_table
+from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.objective.longpo import Objective
@@ -66,12 +67,13 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
         case.tp, case.pp, context_parallel_size=case.cp, hierarchical_context_parallel_sizes=hierarchy
     )
     model_parallel_cuda_manual_seed(case.seed)
-    options = megatron_options(read_json_object(folder / case.model / "hf" / "config.json"))
+    hf_config = read_json_object(folder / case.model / "hf" / "config.json")
+    options = megatron_options(hf_config)
     config = transformer_config(
         options, tensor=case.tp, pipeline=case.pp, sequence=case.sequence_parallel, dtype=torch.float32
     )
     _configure(config, case)
-    shape = ModelShape.of(options, multiple=case.tp)
+    shape = ModelShape.of(options, rope_parameters(hf_config), multiple=case.tp)
     first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
     model = build_model(config, shape, pre_process=first, post_process=last)
     weights = dist_checkpointing.load(model.sharded_state_dict(), str(folder / case.model / "imported" / "release"))

@@ -92,8 +92,8 @@ def test_unsupported_config(tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf")
     edit_config(hf, model_type="gpt2")
     assert 'config.json: model_type is "gpt2"' in message_of(hf)
-    edit_config(hf, model_type="llama", rope_scaling={"rope_type": "yarn", "factor": 4.0})
-    assert "only rope_type 'default' is supported" in message_of(hf)
+    edit_config(hf, model_type="llama", rope_scaling={"rope_type": "longrope", "factor": 4.0})
+    assert 'rope_type is "longrope"; supported are default, linear, llama3, yarn' in message_of(hf)
 
 
 def test_no_safetensors(tmp_path: Path) -> None:

@@ -10,8 +10,13 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.export_hf import export_hf
 from megatron_longpo.hf.import_hf import import_hf
+from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import copy_hf_files, copy_sidecar, read_hf_config, read_identity
+from megatron_longpo.model.rope_parameters import RopeParameters
 from tests.unit.hf.models import edit_config, save_model
+
+LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+YARN = RopeParameters(rope_type="yarn", rope_theta=1e7, factor=4.0, original_max_position_embeddings=32, beta_fast=20.0)
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +33,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_copy_carries_the_trained_rope_to_the_export(imported: Path, tmp_path: Path) -> None:
     before = contents(imported)
-    copy_sidecar(imported, tmp_path / "trained", rotary_base=1e7, max_position_embeddings=4096)
+    copy_sidecar(imported, tmp_path / "trained", YARN, max_position_embeddings=4096)
     assert contents(imported) == before
     assert read_identity(tmp_path / "trained") == read_identity(imported)
-    options = megatron_options(read_hf_config(tmp_path / "trained"))
-    assert (options["rotary_base"], options["max_position_embeddings"]) == (10_000_000, 4096)
+    config = read_hf_config(tmp_path / "trained")
+    assert rope_parameters(config) == YARN
+    assert megatron_options(config)["max_position_embeddings"] == 4096
     (tmp_path / "trained" / "iter_0000001").symlink_to(imported / "release")
     (tmp_path / "trained" / "latest_checkpointed_iteration.txt").write_text("1")
     export_hf(tmp_path / "trained", tmp_path / "out")
     exported = AutoConfig.from_pretrained(tmp_path / "out")
-    assert exported.rope_parameters == {"rope_type": "default", "rope_theta": 1e7}
+    assert exported.rope_parameters == YARN.as_dict()
     assert exported.max_position_embeddings == 4096
 
 
@@ -53,8 +59,8 @@ def test_copy_without_override_keeps_everything(imported: Path, tmp_path: Path) 
 
 def test_copy_onto_itself_sets_the_rope(imported: Path, tmp_path: Path) -> None:
     copy_sidecar(imported, tmp_path, None, None)
-    copy_sidecar(tmp_path, tmp_path, 2e6, None)
-    assert megatron_options(read_hf_config(tmp_path))["rotary_base"] == 2_000_000
+    copy_sidecar(tmp_path, tmp_path, YARN, None)
+    assert rope_parameters(read_hf_config(tmp_path)) == YARN
 
 
 @pytest.mark.parametrize(
@@ -66,19 +72,25 @@ def test_copy_onto_itself_sets_the_rope(imported: Path, tmp_path: Path) -> None:
         {"rope_scaling": {"type": "default", "rope_theta": 2e4}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         {"rope_parameters": None},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "original_max_position_embeddings": 32},
+        {"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_parameters": {"rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, **LLAMA3}},
         {},
     ],
 )
-def test_override_is_what_transformers_reads(imported: Path, tmp_path: Path, rope: dict[str, object]) -> None:
+@pytest.mark.parametrize("trained", [RopeParameters(rope_theta=3e6), YARN])
+def test_override_is_what_transformers_reads(
+    imported: Path, tmp_path: Path, rope: dict[str, object], trained: RopeParameters
+) -> None:
     """In every form that a configuration file can have; transformers is the oracle."""
     copy_sidecar(imported, tmp_path / "a", None, None)
     path = tmp_path / "a" / "hf" / "config.json"
     config = json.loads(path.read_text())
     del config["rope_parameters"]
     path.write_text(json.dumps({**config, **rope}))
-    copy_sidecar(tmp_path / "a", tmp_path / "b", 3e6, None)
-    assert AutoConfig.from_pretrained(tmp_path / "b" / "hf").rope_parameters["rope_theta"] == 3e6
-    assert megatron_options(read_hf_config(tmp_path / "b"))["rotary_base"] == 3_000_000
+    copy_sidecar(tmp_path / "a", tmp_path / "b", trained, None)
+    assert AutoConfig.from_pretrained(tmp_path / "b" / "hf").rope_parameters == trained.as_dict()
+    assert rope_parameters(read_hf_config(tmp_path / "b")) == trained
 
 
 def test_a_folder_of_another_model_is_refused(imported: Path, tmp_path: Path) -> None:
@@ -110,11 +122,13 @@ def test_only_small_files_travel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, needs 1"),
+        ({"format_version": 1}, "format_version is 1, needs 2"),
         ({"format_version": None}, "format_version is None"),
         ({"weights_sha256": 7}, "weights_sha256 is 7"),
         ({"num_parameters": True}, "num_parameters is True"),
         ({"dtype": None}, "dtype is None"),
+        ({"rope": None}, "rope is None"),
+        ({"rope": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope: factor is missing"),
     ],
 )
 def test_broken_identity(imported: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -9,6 +9,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron_longpo.model import attention
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.model.rope_parameters import RopeParameters
 from tests.ranks import run_ranks
 
 NUM_LAYERS = 3
@@ -27,7 +28,6 @@ OPTIONS: dict[str, Any] = {
     "untie_embeddings_and_output_weights": True,
     "vocab_size": 50,
     "max_position_embeddings": 64,
-    "rotary_base": 1e4,
 }
 
 
@@ -39,7 +39,7 @@ def step(recompute: bool, keep: bool) -> tuple[int, list[torch.Tensor]]:
     if recompute:
         config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
     torch.manual_seed(0)
-    model = build_model(config, ModelShape.of(OPTIONS, multiple=1))
+    model = build_model(config, ModelShape.of(OPTIONS, RopeParameters(rope_theta=1e4), multiple=1))
     count, compute = 0, attention.pair_attention
 
     def counting(*args: Any) -> Any:
