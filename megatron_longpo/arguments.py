@@ -14,20 +14,20 @@ from typing import Any
 
 from megatron_longpo import platform
 from megatron_longpo.checks import (
-    check_context_parallel,
     check_lengths,
     check_shape,
     check_tokenizer,
     refuse_unsupported,
 )
 from megatron_longpo.data.dataset import split_pairs
-from megatron_longpo.data.indexed import Manifest, PairReader
+from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
-from megatron_longpo.objective.longpo import PREFERENCES, Objective
-from megatron_longpo.reference.cache import ReferenceCache, default_path
+from megatron_longpo.objective.longpo import OBJECTIVES, Objective
+from megatron_longpo.reference.cache import ReferenceCache
+from megatron_longpo.reference.options import OnlineSettings, add_reference_options, open_reference
 from megatron_longpo.step import StepSettings
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -38,7 +38,8 @@ class LongPOSettings:
     """Our own options, validated."""
 
     reader: PairReader
-    reference: ReferenceCache
+    reference: ReferenceCache | OnlineSettings | None
+    """None for an objective that has no reference."""
     shape: ModelShape
     step: StepSettings
     metrics: Path | None
@@ -60,11 +61,12 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     refuse_unsupported(args)
     source = _source(args)
     check_shape(args, source)
-    check_context_parallel(args)
     reader = PairReader(Path(args.longpo_data))
     check_lengths(args, reader.manifest)
     check_tokenizer(reader.manifest, read_identity(source), source)
-    reference = _reference(args, reader.manifest, source)
+    reference = open_reference(args, reader.manifest, source)
+    if isinstance(reference, OnlineSettings):
+        check_tokenizer(reader.manifest, read_identity(reference.checkpoint), reference.checkpoint)
     _choose_load(args, source)
     try:
         validate_args(args)
@@ -86,13 +88,13 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add our group and the defaults that follow from the dataset, the checkpoint and the platform."""
     group = parser.add_argument_group("LongPO")
     group.add_argument("--longpo-data", metavar="PREFIX", help="dataset that `megatron-longpo build` wrote")
-    group.add_argument("--longpo-reference", metavar="FILE", help="reference log-probs (default: PREFIX.reference.npz)")
+    add_reference_options(group)
     group.add_argument(
-        "--longpo-reference-checkpoint",
-        metavar="DIR",
-        help="the checkpoint that scored them, where it is not the one training starts from",
+        "--longpo-objective",
+        choices=OBJECTIVES,
+        default="longpo",
+        help="the preference term; dpo's reference reads the long context, sft has no preference and no reference",
     )
-    group.add_argument("--longpo-objective", choices=tuple(PREFERENCES), default="longpo", help="the preference term")
     group.add_argument("--longpo-beta", type=float, default=0.01, help="inverse temperature of the margin")
     group.add_argument("--longpo-pref-coef", type=float, default=0.01, help="weight of the preference term")
     group.add_argument("--longpo-nll-coef", type=float, default=1.0, help="weight of the NLL term")
@@ -202,18 +204,6 @@ def _choose_load(args: argparse.Namespace, source: Path) -> None:
         if args.rank == 0:
             print(f"resuming from --save {args.save}, which holds a checkpoint of this run", flush=True)
         args.load = args.save
-
-
-def _reference(args: argparse.Namespace, manifest: Manifest, source: Path) -> ReferenceCache:
-    checkpoint = Path(args.longpo_reference_checkpoint or source)
-    path = Path(args.longpo_reference) if args.longpo_reference else default_path(Path(args.longpo_data))
-    cache = ReferenceCache.open(path)
-    cache.check(
-        dataset_fingerprint=manifest.fingerprint,
-        weights_sha256=read_identity(checkpoint).weights_sha256,
-        rotary_base=read_identity(checkpoint).rotary_base,
-    )
-    return cache
 
 
 def _step_settings(args: argparse.Namespace) -> StepSettings:

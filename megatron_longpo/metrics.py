@@ -22,7 +22,8 @@ NAMES = (
     "reference_chosen_logp",
     "reference_rejected_logp",
 )
-"""Means over the pairs of the global batch; log-probs and margin in nats, nll in nats per token."""
+"""Means over the pairs of the global batch; log-probs and margin in nats, nll in nats per token. Without a reference
+(sft) those that need one are left out."""
 
 TOKEN_KINDS = ("trunk", "branches", "padding")
 """Of these the mean per pair is reported by the loss function, and the total is written."""
@@ -70,7 +71,7 @@ class MetricsWriter:
         return {
             "step": step,
             "split": "train",
-            **{name: self._values[name] for name in NAMES},
+            **self._means(""),
             "grad_norm": self._values["grad-norm"],
             "learning_rate": self._values["learning-rate"],
             "num_pairs": num_pairs,
@@ -79,13 +80,16 @@ class MetricsWriter:
         }
 
     def _validation_line(self, step: int) -> dict[str, Any]:
-        return {"step": step, "split": "valid", **{name: self._values[name + VALIDATION] for name in NAMES}}
+        return {"step": step, "split": "valid", **self._means(VALIDATION)}
+
+    def _means(self, suffix: str) -> dict[str, float]:
+        return {name: self._values[name + suffix] for name in NAMES if name + suffix in self._values}
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        shown = " | ".join(f"{name} {line[name]:.6g}" for name in NAMES)
+        shown = " | ".join(f"{name} {line[name]:.6g}" for name in NAMES if name in line)
         print(f" {line['split']} step {line['step']} | {shown}", flush=True)
         self._values.clear()
 

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from megatron_longpo.metrics import token_reports
 from megatron_longpo.model.forward import PairInput, forward_pair, pair_input
 from megatron_longpo.model.targets import pair_logps
-from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
+from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss, reference_context
 from megatron_longpo.objective.scaling import scale_for_megatron
 
 Sample = dict[str, Tensor]
@@ -67,23 +67,21 @@ def loss_function(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The objective of one pair and the numbers to report, scaled for Megatron (objective/scaling.py)."""
     policy = pair_logps(token_logp_N, pair.targets, cp_group)
-    by_turn = {
-        "policy_chosen_logp": policy.chosen_K,
-        "policy_rejected_logp": policy.rejected_K,
-        "reference_chosen_logp": sample["reference_chosen_logp"].to(token_logp_N.device),
-        "reference_rejected_logp": sample["reference_rejected_logp"].to(token_logp_N.device),
-    }
-    result = pair_loss(margin_by_turn(*by_turn.values()), policy.nll, settings.objective)
+    by_turn = {"policy_chosen_logp": policy.chosen_K, "policy_rejected_logp": policy.rejected_K}
+    margin_K = None
+    if reference_context(settings.objective.name) is not None:
+        for name in ("reference_chosen_logp", "reference_rejected_logp"):
+            by_turn[name] = sample[name].to(token_logp_N.device)
+        margin_K = margin_by_turn(*by_turn.values())
+    result = pair_loss(margin_K, policy.nll, settings.objective)
     if settings.check_finite:
         _check_finite(result.loss)
     layout = pair.layout
     tokens = {"trunk": layout.trunk, "branches": layout.chosen + layout.rejected, "padding": layout.padding}
     reports = {
         "loss": result.loss,
-        "preference_loss": result.preference,
-        "margin": result.margin,
-        "accuracy": (result.margin > 0).double(),
         "nll": policy.nll,
+        **result.reports,
         **{name: logp_K.sum() for name, logp_K in by_turn.items()},
         **{name: result.loss.new_tensor(count) for name, count in token_reports(tokens).items()},
     }

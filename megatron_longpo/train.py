@@ -7,7 +7,7 @@ for: the model and the datasets; the forward step with its loss is step.py.
 import os
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from megatron_longpo.data.dataset import HeldOutPairs, PairDataset, split_pairs 
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.metrics import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
+from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
+from megatron_longpo.reference.online import OnlineReference  # noqa: E402
+from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
 from megatron_longpo.step import forward_step  # noqa: E402
 
 
@@ -41,6 +44,8 @@ def main() -> int:
         copy_sidecar(settings.source, Path(args.save), args.rotary_base, args.max_position_embeddings)
     if args.skip_train:
         _report_evaluation()
+    if isinstance(settings.reference, OnlineSettings):
+        _score_online(settings.reference)
     datasets = partial(_datasets, settings=settings)
     datasets.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
     pretrain(
@@ -59,6 +64,24 @@ def _report_evaluation() -> None:
     training.evaluate_and_print_results = lambda *args, **kwargs: evaluate(
         *args, **kwargs | {"write_to_tensorboard": True}
     )
+
+
+def _score_online(settings: OnlineSettings) -> None:
+    """Let the schedules that Megatron asks for (training.py, ``train`` and ``evaluate``) score their pairs first."""
+    stock = training.get_forward_backward_func
+    loaded = cache(partial(_online_reference, settings))  # at the first schedule: by then there are process groups
+    training.get_forward_backward_func = lambda **kwargs: loaded().before(stock(**kwargs))
+
+
+def _online_reference(settings: OnlineSettings) -> OnlineReference:
+    args = get_args()
+    model = load_frozen(
+        settings.checkpoint,
+        dtype=args.params_dtype,
+        sequence_parallel=args.sequence_parallel,
+        cp_comm_type=args.cp_comm_type,
+    )
+    return OnlineReference(model, settings.context)
 
 
 def _print_once(message: str) -> None:
@@ -97,11 +120,14 @@ def _datasets(
     args = get_args()
     install_writer(lambda tensorboard: MetricsWriter(settings.metrics, tensorboard, _training_seconds, args.iteration))
     train, valid, _ = split_pairs(settings.reader.manifest.num_pairs, args.split)
-    training = PairDataset(settings.reader, train, num_samples[0], args.seed, settings.reference)
+    cached, with_short = settings.reference, False
+    if isinstance(cached, OnlineSettings):
+        cached, with_short = None, cached.context == "short"
+    training = PairDataset(settings.reader, train, num_samples[0], args.seed, cached, with_short)
     period = args.eval_iters * args.eval_global_batch_size
     if not valid or not period:
         return training, None, None
-    return training, HeldOutPairs(settings.reader, valid[:period], num_samples[1], period, settings.reference), None
+    return training, HeldOutPairs(settings.reader, valid[:period], num_samples[1], period, cached, with_short), None
 
 
 def _training_seconds() -> float:

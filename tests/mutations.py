@@ -203,10 +203,24 @@ MUTATIONS = (
     ),
     Mutation(
         name="reference-with-the-policys-rope",
-        file="megatron_longpo/reference/score.py",
-        old="shape = ModelShape.of(options, multiple=tp)",
-        new='shape = ModelShape.of({**options, "rotary_base": 10 * options["rotary_base"]}, multiple=tp)',
+        file="megatron_longpo/reference/frozen.py",
+        old="shape = ModelShape.of(options, multiple=tensor)",
+        new='shape = ModelShape.of({**options, "rotary_base": 10 * options["rotary_base"]}, multiple=tensor)',
         tests=(REFERENCE,),
+    ),
+    Mutation(
+        name="reference-not-summed-over-cp",
+        file="megatron_longpo/reference/frozen.py",
+        old="pair_logps(token_logp_N, pair.targets, cp_group)",
+        new="pair_logps(token_logp_N, pair.targets)",
+        tests=(STEP + "[online-reference]",),
+    ),
+    Mutation(
+        name="online-turns-shifted-by-a-pair",
+        file="megatron_longpo/reference/online.py",
+        old="for sample, of_pair in zip(samples, conversations, strict=True)",
+        new="for sample, of_pair in zip(samples[1:] + samples[:1], conversations, strict=True)",
+        tests=(STEP + "[online-reference]",),
     ),
     Mutation(
         name="opener-is-one-token-earlier",

@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.data.render import TrunkAndBranches
 from megatron_longpo.errors import UserError
 
-Sample = dict[str, NDArray[np.int64] | NDArray[np.float64]]
-"""One pair, as int64 arrays: ``trunk`` [T], ``chosen`` [C] and ``rejected`` [R] (token ids, each branch with its
-opener), ``chosen_spans`` and ``rejected_spans`` [num_turns, 2] (half-open, counted in the branch), ``pair_index`` [];
-``weight`` [] (float64: 1 for a pair that counts, 0 for one that only fills up a batch); and, where a reference is
-given, ``reference_chosen_logp`` and ``reference_rejected_logp`` [num_turns] (float64, nats).
+Conversation = dict[str, NDArray[np.int64]]
+"""``trunk`` [T], ``chosen`` [C] and ``rejected`` [R] (token ids, each branch with its opener), ``chosen_spans`` and
+``rejected_spans`` [num_turns, 2] (half-open, counted in the branch).
+"""
+Sample = dict[str, NDArray[np.int64] | NDArray[np.float64] | list[Conversation]]
+"""One pair: its long Conversation; ``pair_index`` [] (int64); ``weight`` [] (float64: 1 for a pair that counts, 0 for
+one that only fills up a batch); where a reference is given ``reference_chosen_logp`` and ``reference_rejected_logp``
+[num_turns] (float64, nats); and, if asked for, ``short``: the Conversation of each turn on its short context.
 """
 
 
@@ -41,6 +45,7 @@ class PairDataset(Dataset[Sample]):
         num_samples: the length of this dataset, over all epochs.
         seed: of the shuffle; epoch and seed give the permutation.
         reference_logp: covers all pairs of ``reader``, not only this split's.
+        with_short: samples hold the short conversations too.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class PairDataset(Dataset[Sample]):
         num_samples: int,
         seed: int,
         reference_logp: ReferenceLogp | None = None,
+        with_short: bool = False,
     ) -> None:
         assert len(pair_indices) > 0, "a split without pairs has no dataset"
         assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
@@ -58,6 +64,7 @@ class PairDataset(Dataset[Sample]):
         self._num_samples = num_samples
         self._seed = seed
         self._reference_logp = reference_logp
+        self._with_short = with_short
         self._permutation = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -66,7 +73,7 @@ class PairDataset(Dataset[Sample]):
     def __getitem__(self, sample_index: int) -> Sample:
         if not 0 <= sample_index < self._num_samples:
             raise IndexError(f"sample {sample_index} of {self._num_samples}")
-        return _sample(self._reader, self.pair_index(sample_index), self._reference_logp)
+        return _sample(self._reader, self.pair_index(sample_index), self._reference_logp, self._with_short)
 
     def pair_index(self, sample_index: int) -> int:
         """Which pair of the reader a sample is."""
@@ -86,7 +93,7 @@ class HeldOutPairs(Dataset[Sample]):
         num_samples: the length of this dataset, over all evaluations.
         period: samples of one evaluation, at least as many as pairs: Megatron draws eval_iters *
             eval_global_batch_size. The surplus has weight 0, so an evaluation is the mean over exactly these pairs.
-        reference_logp: as in `PairDataset`.
+        reference_logp, with_short: as in `PairDataset`.
     """
 
     def __init__(
@@ -96,6 +103,7 @@ class HeldOutPairs(Dataset[Sample]):
         num_samples: int,
         period: int,
         reference_logp: ReferenceLogp | None = None,
+        with_short: bool = False,
     ) -> None:
         assert 0 < len(pair_indices) <= period, "an evaluation sees every pair"
         assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
@@ -104,6 +112,7 @@ class HeldOutPairs(Dataset[Sample]):
         self._num_samples = num_samples
         self._period = period
         self._reference_logp = reference_logp
+        self._with_short = with_short
 
     def __len__(self) -> int:
         return self._num_samples
@@ -113,7 +122,8 @@ class HeldOutPairs(Dataset[Sample]):
             raise IndexError(f"sample {sample_index} of {self._num_samples}")
         place, num_pairs = sample_index % self._period, len(self._pair_indices)
         weight = float(place < num_pairs)
-        return _sample(self._reader, self._pair_indices[place % num_pairs], self._reference_logp, weight)
+        pair_index = self._pair_indices[place % num_pairs]
+        return _sample(self._reader, pair_index, self._reference_logp, self._with_short, weight)
 
 
 def split_pairs(num_pairs: int, split: str) -> tuple[range, range, range]:
@@ -146,19 +156,31 @@ def split_pairs(num_pairs: int, split: str) -> tuple[range, range, range]:
     return train, valid, test
 
 
-def _sample(reader: PairReader, pair_index: int, reference_logp: ReferenceLogp | None, weight: float = 1.0) -> Sample:
-    long = reader[pair_index].long
+def conversation_arrays(conversation: TrunkAndBranches) -> Conversation:
+    """A conversation as the model takes it."""
+    arrays = {
+        "trunk": conversation.trunk,
+        "chosen": conversation.chosen.tokens,
+        "rejected": conversation.rejected.tokens,
+        "chosen_spans": conversation.chosen.spans,
+        "rejected_spans": conversation.rejected.spans,
+    }
+    return {name: array.astype(np.int64) for name, array in arrays.items()}
+
+
+def _sample(
+    reader: PairReader, pair_index: int, reference_logp: ReferenceLogp | None, with_short: bool, weight: float = 1.0
+) -> Sample:
+    pair = reader[pair_index]
     sample: Sample = {
-        "trunk": long.trunk.astype(np.int64),
-        "chosen": long.chosen.tokens.astype(np.int64),
-        "rejected": long.rejected.tokens.astype(np.int64),
-        "chosen_spans": long.chosen.spans.astype(np.int64),
-        "rejected_spans": long.rejected.spans.astype(np.int64),
+        **conversation_arrays(pair.long),
         "pair_index": np.array(pair_index, np.int64),
         "weight": np.array(weight),
     }
     if reference_logp is not None:
         logp = np.asarray(reference_logp[pair_index], np.float64)
-        assert logp.shape == long.chosen.spans.shape, "one reference row per turn, chosen and rejected"
+        assert logp.shape == pair.long.chosen.spans.shape, "one reference row per turn, chosen and rejected"
         sample["reference_chosen_logp"], sample["reference_rejected_logp"] = logp.T.copy()
+    if with_short:
+        sample["short"] = [conversation_arrays(turn) for turn in pair.short]
     return sample
