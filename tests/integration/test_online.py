@@ -1,4 +1,4 @@
-"""A reference in memory gives what cached log-probs give; dpo, whose reference reads the long context; sft, with none."""
+"""A reference in memory gives what cached log-probs give; dpo's reference reads the long context; sft has none."""
 
 import math
 from collections.abc import Sequence

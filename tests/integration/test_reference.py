@@ -71,7 +71,7 @@ def test_on_the_long_context_too(work: Workspace, cache: ReferenceCache, long_ca
     for index in range(NUM_PAIRS):
         expected = hf_sums(model, reader[index].long)
         np.testing.assert_allclose(long_cache[index], expected, rtol=TOLERANCE, atol=0, err_msg=f"pair {index}")
-        assert np.abs(cache[index] / expected - 1).min() > 10 * TOLERANCE
+        assert np.abs(cache[index] / expected - 1).max() > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize(
