@@ -14,14 +14,13 @@ from typing import Any
 from megatron_longpo import platform
 from megatron_longpo.batches import microbatch_multiple, num_data_parallel_ranks, plan_batches
 from megatron_longpo.checks import (
-    check_context_parallel,
     check_lengths,
     check_shape,
     check_tokenizer,
     refuse_unsupported,
 )
 from megatron_longpo.data.dataset import PairOrder, split_pairs
-from megatron_longpo.data.indexed import Manifest, PairReader
+from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.packing import BatchPlan
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
@@ -29,8 +28,9 @@ from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
 from megatron_longpo.model.rope_parameters import RopeParameters
-from megatron_longpo.objective.longpo import PREFERENCES, Objective
-from megatron_longpo.reference.cache import ReferenceCache, default_path
+from megatron_longpo.objective.longpo import OBJECTIVES, Objective
+from megatron_longpo.reference.cache import ReferenceCache
+from megatron_longpo.reference.options import OnlineSettings, add_reference_options, open_reference
 from megatron_longpo.reports import length_buckets
 from megatron_longpo.step import StepSettings
 
@@ -42,7 +42,8 @@ class LongPOSettings:
     """Our own options, validated."""
 
     reader: PairReader
-    reference: ReferenceCache
+    reference: ReferenceCache | OnlineSettings | None
+    """None for an objective that has no reference."""
     order: PairOrder
     plan: BatchPlan
     held_out: range
@@ -69,11 +70,12 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     source = _source(args)
     check_shape(args, source)
     rope = _policy_rope(args, source)
-    check_context_parallel(args)
     reader = PairReader(Path(args.longpo_data))
     check_lengths(args, reader.manifest)
     check_tokenizer(reader.manifest, read_identity(source), source)
-    reference = _reference(args, reader.manifest, source)
+    reference = open_reference(args, reader.manifest, source)
+    if isinstance(reference, OnlineSettings):
+        check_tokenizer(reader.manifest, read_identity(reference.checkpoint), reference.checkpoint)
     _choose_load(args, source)
     lengths_P3 = reader.long_lengths()
     train, held_out, _ = split_pairs(len(reader), args.split)
@@ -102,13 +104,13 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add our group and the defaults that follow from the dataset, the checkpoint and the platform."""
     group = parser.add_argument_group("LongPO")
     group.add_argument("--longpo-data", metavar="PREFIX", help="dataset that `megatron-longpo build` wrote")
-    group.add_argument("--longpo-reference", metavar="FILE", help="reference log-probs (default: PREFIX.reference.npz)")
+    add_reference_options(group)
     group.add_argument(
-        "--longpo-reference-checkpoint",
-        metavar="DIR",
-        help="the checkpoint that scored them, where it is not the one training starts from",
+        "--longpo-objective",
+        choices=OBJECTIVES,
+        default="longpo",
+        help="the preference term; dpo's reference reads the long context, sft has no preference and no reference",
     )
-    group.add_argument("--longpo-objective", choices=tuple(PREFERENCES), default="longpo", help="the preference term")
     group.add_argument("--longpo-beta", type=float, default=0.01, help="inverse temperature of the margin")
     group.add_argument("--longpo-pref-coef", type=float, default=0.01, help="weight of the preference term")
     group.add_argument("--longpo-nll-coef", type=float, default=1.0, help="weight of the NLL term")
@@ -229,18 +231,6 @@ def _choose_load(args: argparse.Namespace, source: Path) -> None:
         if args.rank == 0:
             print(f"resuming from --save {args.save}, which holds a checkpoint of this run", flush=True)
         args.load = args.save
-
-
-def _reference(args: argparse.Namespace, manifest: Manifest, source: Path) -> ReferenceCache:
-    checkpoint = Path(args.longpo_reference_checkpoint or source)
-    path = Path(args.longpo_reference) if args.longpo_reference else default_path(Path(args.longpo_data))
-    cache = ReferenceCache.open(path)
-    cache.check(
-        dataset_fingerprint=manifest.fingerprint,
-        weights_sha256=read_identity(checkpoint).weights_sha256,
-        rope=read_identity(checkpoint).rope,
-    )
-    return cache
 
 
 def _step_settings(args: argparse.Namespace, max_turns: int, buckets: tuple[int, ...]) -> StepSettings:

@@ -3,7 +3,7 @@
 import argparse
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from megatron.training.dist_signal_handler import DistributedSignalHandler
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_longpo.data.dataset import PairOrder
@@ -66,7 +65,7 @@ def loader(args: argparse.Namespace, dataset: Dataset[Any], microbatches: Iterab
             dataset,
             batch_sampler=microbatches,  # type: ignore[arg-type]  # any iterable of lists of indices
             num_workers=args.num_workers,
-            collate_fn=_as_tensors,
+            collate_fn=as_tensors,
             pin_memory=True,
             persistent_workers=args.num_workers > 0,
             worker_init_fn=partial(_leave_signal, args.exit_signal) if args.exit_signal_handler else None,
@@ -78,6 +77,10 @@ def _leave_signal(exit_signal: signal.Signals, worker: int) -> None:
     DistributedSignalHandler(exit_signal).__enter__()
 
 
-def _as_tensors(samples: Sequence[dict[str, NDArray[Any]]]) -> list[dict[str, Tensor]]:
-    """The samples of a micro-batch, as step.py takes them."""
-    return [{name: torch.from_numpy(value) for name, value in sample.items()} for sample in samples]
+def as_tensors(value: Any) -> Any:
+    """The samples of a micro-batch as step.py takes them: lists and dicts as they are, arrays as tensors."""
+    if isinstance(value, list):
+        return [as_tensors(one) for one in value]
+    if isinstance(value, dict):
+        return {name: as_tensors(one) for name, one in value.items()}
+    return torch.from_numpy(value)

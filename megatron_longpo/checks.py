@@ -10,6 +10,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import check_divides, megatron_options
 from megatron_longpo.hf.rope import ROPE_EXAMPLE
 from megatron_longpo.hf.sidecar import Identity, read_hf_config
+from megatron_longpo.model.exchange import check_exchange
 from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING
 
 CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
@@ -31,8 +32,6 @@ MEGATRONS_ROPE = {
 }
 """Megatron's options of RoPE scaling and their defaults. They cannot say what a config.json can: llama3's bounds and
 yarn's factor are missing (megatron/training/arguments.py 0.19); one option of ours can."""
-
-CP_COMM_TYPES = ("p2p", "all_gather", "allgather", "a2a", "a2a+p2p")
 
 
 def refuse_unsupported(args: argparse.Namespace) -> None:
@@ -91,39 +90,13 @@ def _has_fused_adam() -> bool:
 
 
 def check_shape(args: argparse.Namespace, source: Path) -> None:
-    """The options do not contradict the checkpoint's shape, and the shape divides by the parallel axes."""
+    """The options do not contradict the checkpoint's shape, and the parallel axes can share it."""
     for name, value in megatron_options(read_hf_config(source)).items():
         if name not in CHANGEABLE and getattr(args, name) != value:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} is {getattr(args, name)} but the checkpoint {source} has {value}; remove it")
     check_divides(vars(args), args.tensor_model_parallel_size, args.pipeline_model_parallel_size, source)
-
-
-def check_context_parallel(args: argparse.Namespace) -> None:
-    """The ways of sharing a trunk that swap tokens for heads have heads enough to swap."""
-    tp, cp = args.tensor_model_parallel_size, args.context_parallel_size
-    if cp == 1:
-        return
-    for name in args.cp_comm_type:
-        if name not in CP_COMM_TYPES:
-            raise UserError(f"--cp-comm-type {name} is not known; choose {', '.join(CP_COMM_TYPES)}")
-    swapping = cp if "a2a" in args.cp_comm_type else 1
-    if "a2a+p2p" in args.cp_comm_type:
-        sizes = args.hierarchical_context_parallel_sizes
-        if not sizes or len(sizes) != 2 or sizes[0] * sizes[1] != cp:
-            raise UserError(
-                f"--cp-comm-type a2a+p2p needs --hierarchical-context-parallel-sizes A B with A * B = {cp} "
-                f"(--context-parallel-size); {sizes} is given; choose A so that it divides the key-value heads"
-            )
-        swapping = max(swapping, sizes[0])
-    local_groups = args.num_query_groups // tp
-    if local_groups % swapping:
-        fitting = max(size for size in range(1, local_groups + 1) if local_groups % size == 0 and cp % size == 0)
-        raise UserError(
-            f"--cp-comm-type {' '.join(args.cp_comm_type)} swaps tokens for heads among {swapping} ranks, and of the "
-            f"{args.num_query_groups} key-value heads a tensor-parallel rank has {local_groups}, which do not divide; "
-            f"at most {fitting} ranks can swap here, while p2p and all_gather work with any number"
-        )
+    check_exchange(args, vars(args))
 
 
 def check_lengths(args: argparse.Namespace, manifest: Manifest) -> None:

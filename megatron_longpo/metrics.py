@@ -24,7 +24,8 @@ NAMES = (
     "reference_chosen_logp",
     "reference_rejected_logp",
 )
-"""Means over the pairs of the global batch; log-probs and margin in nats, nll in nats per token."""
+"""Means over the pairs of the global batch; log-probs and margin in nats, nll in nats per token. Without a reference
+(sft) those that need one are left out."""
 
 VALIDATION = " validation"
 
@@ -74,7 +75,7 @@ class MetricsWriter:
         return {
             "step": step,
             "split": "train",
-            **{name: self._values[name] for name in NAMES},
+            **self._means(""),
             **self._breakdowns,
             "grad_norm": self._values["grad-norm"],
             "learning_rate": self._values["learning-rate"],
@@ -84,8 +85,10 @@ class MetricsWriter:
         }
 
     def _validation_line(self, step: int) -> dict[str, Any]:
-        means = {name: self._values[name + VALIDATION] for name in NAMES}
-        return {"step": step, "split": "valid", **means, **self._breakdowns}
+        return {"step": step, "split": "valid", **self._means(VALIDATION), **self._breakdowns}
+
+    def _means(self, suffix: str) -> dict[str, float]:
+        return {name: self._values[name + suffix] for name in NAMES if name + suffix in self._values}
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file:
@@ -97,7 +100,7 @@ class MetricsWriter:
                 for part, values in parts.items():
                     for name, value in values.items():
                         self._tensorboard.add_scalar(f"{kind}/{part}/{name}{suffix}", value, line["step"])
-        shown = " | ".join(f"{name} {line[name]:.6g}" for name in NAMES)
+        shown = " | ".join(f"{name} {line[name]:.6g}" for name in NAMES if name in line)
         print(f" {line['split']} step {line['step']} | {shown}", flush=True)
         self._values.clear()
         self._breakdowns = {}

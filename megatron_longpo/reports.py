@@ -32,9 +32,10 @@ class PairReport:
     result: PairLoss
     nll: Tensor
     """Nats per token."""
-    margin_K: Tensor
+    margin_K: Tensor | None
+    """None without a reference."""
     logp_K: dict[str, Tensor]
-    """policy_chosen_logp, policy_rejected_logp, reference_chosen_logp and reference_rejected_logp, by turn."""
+    """policy_chosen_logp and policy_rejected_logp, and the same of the reference if there is one, by turn."""
 
 
 def reports(
@@ -75,15 +76,15 @@ def take_breakdowns(reported: dict[str, Any]) -> Breakdowns:
 def _of_pair(pair: PairReport) -> dict[str, Tensor]:
     return {
         "loss": pair.result.loss,
-        "preference_loss": pair.result.preference,
-        "margin": pair.result.margin,
-        "accuracy": (pair.result.margin > 0).double(),
         "nll": pair.nll,
+        **pair.result.reports,
         **{name: logp_K.sum() for name, logp_K in pair.logp_K.items()},
     }
 
 
 def _by_turn(pair: PairReport, max_turns: int) -> dict[str, Tensor]:
+    if pair.margin_K is None:
+        return {}
     values_K = {"margin": pair.margin_K, "accuracy": (pair.margin_K > 0).double(), **_gaps(pair)}
     return {
         f"by_turn/{turn + 1}/{name}": _term(value_K[turn]) if turn < len(value_K) else value_K.new_zeros(2)
@@ -94,7 +95,7 @@ def _by_turn(pair: PairReport, max_turns: int) -> dict[str, Tensor]:
 
 def _by_length(pair: PairReport, bucket: int, buckets: Sequence[int]) -> dict[str, Tensor]:
     whole = _of_pair(pair)
-    values = {name: whole[name] for name in ("margin", "accuracy", "nll")}
+    values = {name: whole[name] for name in ("margin", "accuracy", "nll") if name in whole}
     values |= {name: gap_K.sum() for name, gap_K in _gaps(pair).items()}
     return {
         f"by_length/{bound}/{name}": _term(value) if bound == bucket else value.new_zeros(2)
@@ -106,6 +107,8 @@ def _by_length(pair: PairReport, bucket: int, buckets: Sequence[int]) -> dict[st
 def _gaps(pair: PairReport) -> dict[str, Tensor]:
     """Policy on the long context minus reference, by turn: what the preference pushes up or down."""
     logp_K = pair.logp_K
+    if pair.margin_K is None:
+        return {}
     return {
         f"{side}_gap": logp_K[f"policy_{side}_logp"] - logp_K[f"reference_{side}_logp"]
         for side in ("chosen", "rejected")

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_longpo.model.forward import PackInput, forward_pack, pack, pair_input
 from megatron_longpo.model.targets import pair_logps
-from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
+from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss, reference_context
 from megatron_longpo.objective.scaling import scale_for_megatron
 from megatron_longpo.reports import PairReport, reports
 
@@ -97,13 +97,12 @@ def pair_reports(
     """Loss and log-probs of each pair; no pair's depend on another's."""
     found = []
     for sample, policy in zip(samples, pair_logps(token_logp_N, batch.targets, cp_group), strict=True):
-        logp_K = {
-            "policy_chosen_logp": policy.chosen_K,
-            "policy_rejected_logp": policy.rejected_K,
-            "reference_chosen_logp": sample["reference_chosen_logp"].to(token_logp_N.device),
-            "reference_rejected_logp": sample["reference_rejected_logp"].to(token_logp_N.device),
-        }
-        margin_K = margin_by_turn(*logp_K.values())
+        logp_K = {"policy_chosen_logp": policy.chosen_K, "policy_rejected_logp": policy.rejected_K}
+        margin_K = None
+        if reference_context(objective.name) is not None:
+            for name in ("reference_chosen_logp", "reference_rejected_logp"):
+                logp_K[name] = sample[name].to(token_logp_N.device)
+            margin_K = margin_by_turn(*logp_K.values())
         found.append(PairReport(pair_loss(margin_K, policy.nll, objective), policy.nll, margin_K, logp_K))
     return found
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.metrics import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
+from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
+from megatron_longpo.reference.online import OnlineReference  # noqa: E402
+from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
 from megatron_longpo.reports import take_breakdowns  # noqa: E402
 from megatron_longpo.step import forward_step  # noqa: E402
 
@@ -50,6 +53,8 @@ def main() -> int:
     _keep_breakdowns()
     batches = partial(_batches, settings=settings)
     batches.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
+    if isinstance(settings.reference, OnlineSettings):
+        _score_online(settings.reference)
     pretrain(
         pretrain_cfg_container_from_args(args, None),
         batches,
@@ -90,6 +95,24 @@ def _hold_breakdowns(reported: dict[str, Any]) -> None:
         writer.hold(breakdowns)
 
 
+def _score_online(settings: OnlineSettings) -> None:
+    """Let the schedules that Megatron asks for (training.py, ``train`` and ``evaluate``) score their pairs first."""
+    stock = training.get_forward_backward_func
+    loaded = cache(partial(_online_reference, settings))  # at the first schedule: by then there are process groups
+    training.get_forward_backward_func = lambda **kwargs: loaded().before(stock(**kwargs))
+
+
+def _online_reference(settings: OnlineSettings) -> OnlineReference:
+    args = get_args()
+    model = load_frozen(
+        settings.checkpoint,
+        dtype=args.params_dtype,
+        sequence_parallel=args.sequence_parallel,
+        cp_comm_type=args.cp_comm_type,
+    )
+    return OnlineReference(model, settings.context)
+
+
 def _print_once(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)
@@ -126,15 +149,18 @@ def _batches(
     args = get_args()
     install_writer(lambda tensorboard: MetricsWriter(settings.metrics, tensorboard, _training_seconds, args.iteration))
     rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    cached, with_short = settings.reference, False
+    if isinstance(cached, OnlineSettings):
+        cached, with_short = None, cached.context == "short"
     train = valid = None
     if not args.skip_train:
-        pairs = PairDataset(settings.reader, settings.order, settings.reference)
+        pairs = PairDataset(settings.reader, settings.order, cached, with_short)
         train = loader(
             args, pairs, settings.plan.microbatches(args.consumed_train_samples, get_num_microbatches(), rank)
         )
     period = args.eval_iters * args.eval_global_batch_size
     if settings.held_out and period:
-        held_out = HeldOutPairs(settings.reader, settings.held_out[:period], period, settings.reference)
+        held_out = HeldOutPairs(settings.reader, settings.held_out[:period], period, cached, with_short)
         first = 0 if args.skip_train else args.consumed_valid_samples
         valid = loader(args, held_out, ([sample] for sample in count(first + rank, num_ranks)))
     return train, valid, None

@@ -211,10 +211,24 @@ MUTATIONS = (
     ),
     Mutation(
         name="reference-with-the-policys-rope",
-        file="megatron_longpo/reference/score.py",
-        old="shape = ModelShape.of(options, rope, multiple=tp)",
-        new="shape = ModelShape.of(options, RopeParameters(rope_theta=10 * rope.rope_theta), multiple=tp)",
+        file="megatron_longpo/reference/frozen.py",
+        old="shape = ModelShape.of(options, read_identity(checkpoint).rope, multiple=tensor)",
+        new="shape = ModelShape.of(options, type(read_identity(checkpoint).rope)(rope_theta=7.0), multiple=tensor)",
         tests=(REFERENCE,),
+    ),
+    Mutation(
+        name="reference-not-summed-over-cp",
+        file="megatron_longpo/reference/frozen.py",
+        old="pair_logps(token_logp_N, batch.targets, cp_group)",
+        new="pair_logps(token_logp_N, batch.targets)",
+        tests=(STEP + "[online-reference]",),
+    ),
+    Mutation(
+        name="online-turns-shifted-by-a-pair",
+        file="megatron_longpo/reference/online.py",
+        old="for sample, of_pair in zip(samples, conversations, strict=True)",
+        new="for sample, of_pair in zip(samples[1:] + samples[:1], conversations, strict=True)",
+        tests=(STEP + "[online-reference]",),
     ),
     Mutation(
         name="opener-is-one-token-earlier",

@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.data.render import TrunkAndBranches
 from megatron_longpo.errors import UserError
 
-Sample = dict[str, NDArray[np.int64] | NDArray[np.float64]]
-"""One pair, as int64 arrays: ``trunk`` [T], ``chosen`` [C] and ``rejected`` [R] (token ids, each branch with its
-opener), ``chosen_spans`` and ``rejected_spans`` [num_turns, 2] (half-open, counted in the branch), ``pair_index`` [];
-``weight`` [] (float64: 1 for a pair that counts, 0 for one that only fills up a batch); and, where a reference is
-given, ``reference_chosen_logp`` and ``reference_rejected_logp`` [num_turns] (float64, nats).
+Conversation = dict[str, NDArray[np.int64]]
+"""``trunk`` [T], ``chosen`` [C] and ``rejected`` [R] (token ids, each branch with its opener), ``chosen_spans`` and
+``rejected_spans`` [num_turns, 2] (half-open, counted in the branch).
+"""
+Sample = dict[str, NDArray[np.int64] | NDArray[np.float64] | list[Conversation]]
+"""One pair: its long Conversation; ``pair_index`` [] (int64); ``weight`` [] (float64: 1 for a pair that counts, 0 for
+one that only fills up a batch); where a reference is given ``reference_chosen_logp`` and ``reference_rejected_logp``
+[num_turns] (float64, nats); and, if asked for, ``short``: the Conversation of each turn on its short context.
 """
 
 
@@ -59,16 +63,22 @@ class PairDataset(Dataset[Sample]):
 
     Args:
         reference_logp: covers all pairs of ``reader``, not only this split's.
+        with_short: samples hold the short conversations too.
     """
 
     def __init__(
-        self, reader: PairReader, pair_of_sample: Callable[[int], int], reference_logp: ReferenceLogp | None = None
+        self,
+        reader: PairReader,
+        pair_of_sample: Callable[[int], int],
+        reference_logp: ReferenceLogp | None = None,
+        with_short: bool = False,
     ) -> None:
         assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
-        self._reader, self._pair_of_sample, self._reference_logp = reader, pair_of_sample, reference_logp
+        self._reader, self._pair_of_sample = reader, pair_of_sample
+        self._reference_logp, self._with_short = reference_logp, with_short
 
     def __getitem__(self, sample_index: int) -> Sample:
-        return _sample(self._reader, self._pair_of_sample(sample_index), self._reference_logp)
+        return _sample(self._reader, self._pair_of_sample(sample_index), self._reference_logp, self._with_short)
 
 
 class HeldOutPairs(Dataset[Sample]):
@@ -78,7 +88,7 @@ class HeldOutPairs(Dataset[Sample]):
         pair_indices: the pairs of this split, as indices of ``reader``; not empty.
         period: samples of one evaluation, at least as many as pairs: Megatron draws eval_iters *
             eval_global_batch_size. The surplus has weight 0, so an evaluation is the mean over exactly these pairs.
-        reference_logp: as in `PairDataset`.
+        reference_logp, with_short: as in `PairDataset`.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class HeldOutPairs(Dataset[Sample]):
         pair_indices: Sequence[int],
         period: int,
         reference_logp: ReferenceLogp | None = None,
+        with_short: bool = False,
     ) -> None:
         assert 0 < len(pair_indices) <= period, "an evaluation sees every pair"
         assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
@@ -94,11 +105,13 @@ class HeldOutPairs(Dataset[Sample]):
         self._pair_indices = pair_indices
         self._period = period
         self._reference_logp = reference_logp
+        self._with_short = with_short
 
     def __getitem__(self, sample_index: int) -> Sample:
         place, num_pairs = sample_index % self._period, len(self._pair_indices)
         weight = float(place < num_pairs)
-        return _sample(self._reader, self._pair_indices[place % num_pairs], self._reference_logp, weight)
+        pair_index = self._pair_indices[place % num_pairs]
+        return _sample(self._reader, pair_index, self._reference_logp, self._with_short, weight)
 
 
 def split_pairs(num_pairs: int, split: str) -> tuple[range, range, range]:
@@ -131,19 +144,31 @@ def split_pairs(num_pairs: int, split: str) -> tuple[range, range, range]:
     return train, valid, test
 
 
-def _sample(reader: PairReader, pair_index: int, reference_logp: ReferenceLogp | None, weight: float = 1.0) -> Sample:
-    long = reader[pair_index].long
+def conversation_arrays(conversation: TrunkAndBranches) -> Conversation:
+    """A conversation as the model takes it."""
+    arrays = {
+        "trunk": conversation.trunk,
+        "chosen": conversation.chosen.tokens,
+        "rejected": conversation.rejected.tokens,
+        "chosen_spans": conversation.chosen.spans,
+        "rejected_spans": conversation.rejected.spans,
+    }
+    return {name: array.astype(np.int64) for name, array in arrays.items()}
+
+
+def _sample(
+    reader: PairReader, pair_index: int, reference_logp: ReferenceLogp | None, with_short: bool, weight: float = 1.0
+) -> Sample:
+    pair = reader[pair_index]
     sample: Sample = {
-        "trunk": long.trunk.astype(np.int64),
-        "chosen": long.chosen.tokens.astype(np.int64),
-        "rejected": long.rejected.tokens.astype(np.int64),
-        "chosen_spans": long.chosen.spans.astype(np.int64),
-        "rejected_spans": long.rejected.spans.astype(np.int64),
+        **conversation_arrays(pair.long),
         "pair_index": np.array(pair_index, np.int64),
         "weight": np.array(weight),
     }
     if reference_logp is not None:
         logp = np.asarray(reference_logp[pair_index], np.float64)
-        assert logp.shape == long.chosen.spans.shape, "one reference row per turn, chosen and rejected"
+        assert logp.shape == pair.long.chosen.spans.shape, "one reference row per turn, chosen and rejected"
         sample["reference_chosen_logp"], sample["reference_rejected_logp"] = logp.T.copy()
+    if with_short:
+        sample["short"] = [conversation_arrays(turn) for turn in pair.short]
     return sample

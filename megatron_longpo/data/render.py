@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Branch",
+    "Context",
     "Lengths",
     "Overlong",
     "RenderedPair",
@@ -47,6 +48,8 @@ __all__ = [
 ]
 
 Overlong = Literal["refuse", "truncate", "skip"]
+Context = Literal["short", "long"]
+"""What stands before an answer: the chunk of the document with the evidence, or the whole document."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +100,10 @@ class RenderedPair:
     """One per turn, each with exactly one span per branch."""
     num_removed: int = 0
     """Context tokens that ``truncate`` removed, long and short contexts together."""
+
+    def conversations(self, context: Context) -> tuple[TrunkAndBranches, ...]:
+        """All turns on that context: one conversation with all of them, or one a turn."""
+        return self.short if context == "short" else (self.long,)
 
 
 def render_pair(

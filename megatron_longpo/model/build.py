@@ -1,6 +1,7 @@
 """GPTModel with the pair in it: stock Megatron, but for core attention, rotary angles and, with the local
 implementation, a norm that knows sequence parallelism."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +48,18 @@ class ModelShape:
 
 
 def transformer_config(
-    options: dict[str, Any], *, tensor: int, pipeline: int, sequence: bool, dtype: torch.dtype
+    options: dict[str, Any],
+    *,
+    tensor: int,
+    pipeline: int,
+    sequence: bool,
+    dtype: torch.dtype,
+    context: int = 1,
+    cp_comm_type: Sequence[str] = ("p2p",),
 ) -> TransformerConfig:
     """Megatron's model config without its argument parser, from hf.config.megatron_options and the sizes of the axes.
+
+    ``cp_comm_type`` is one name for all layers or one a layer, as Megatron's option has it.
 
     Training takes ``core_transformer_config_from_args`` instead, which reads the same options from the command line.
     """
@@ -71,6 +81,8 @@ def transformer_config(
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
         sequence_parallel=sequence and tensor > 1,
+        context_parallel_size=context,
+        cp_comm_type=cp_comm_type[0] if len(cp_comm_type) == 1 else list(cp_comm_type),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from megatron_longpo.data.render import Context
+
 
 def margin_by_turn(
     policy_chosen_K: Tensor, policy_rejected_K: Tensor, reference_chosen_K: Tensor, reference_rejected_K: Tensor
 ) -> Tensor:
-    """[policy - reference] of chosen minus that of rejected, nats [K]: policy on long context, reference on short."""
+    """[policy - reference] of chosen minus that of rejected, nats [K]; see reference_context."""
     return (policy_chosen_K - reference_chosen_K) - (policy_rejected_K - reference_rejected_K)
 
 
@@ -44,11 +46,6 @@ def ipo(margin_K: Tensor, beta: float, label_smoothing: float) -> Tensor:
     return (margin_K.sum() - 1 / (2 * beta)) ** 2
 
 
-def no_preference(margin_K: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """Supervised fine-tuning on the chosen answers: only the NLL is left."""
-    return torch.zeros_like(margin_K.sum())
-
-
 def _sigmoid(margin: Tensor, beta: float, label_smoothing: float) -> Tensor:
     return -(1 - label_smoothing) * logsigmoid(beta * margin) - label_smoothing * logsigmoid(-beta * margin)
 
@@ -58,11 +55,28 @@ PREFERENCES: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "longpo-per-turn": sigmoid_per_turn,
     "hinge": hinge,
     "ipo": ipo,
-    "sft": no_preference,
+    "dpo": one_sigmoid,
 }
 """Name of --longpo-objective -> (margin by turn, beta, label smoothing) -> the preference term of a pair, scalar."""
 
-WITH_LABEL_SMOOTHING = ("longpo", "longpo-per-turn")
+OBJECTIVES = (*PREFERENCES, "sft")
+"""``sft`` is supervised fine-tuning on the chosen answers: the NLL alone."""
+
+WITH_LABEL_SMOOTHING = ("longpo", "longpo-per-turn", "dpo")
+
+
+def reference_context(objective: str) -> Context | None:
+    """On which context the reference's log-probs are conditioned: the long one in plain DPO; None needs no reference.
+
+    The paper compares LongPO with both exceptions (arXiv 2502.13922, section 4).
+    """
+    match objective:
+        case "sft":
+            return None
+        case "dpo":
+            return "long"
+        case _:
+            return "short"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +84,7 @@ class Objective:
     """Which objective, with its coefficients; the defaults are the released run's."""
 
     name: str = "longpo"
-    """A key of PREFERENCES."""
+    """One of OBJECTIVES."""
     beta: float = 0.01
     """Inverse temperature of the margin."""
     pref_coef: float = 0.01
@@ -86,12 +100,21 @@ class PairLoss(NamedTuple):
 
     loss: Tensor
     """nll_coef * NLL + pref_coef * preference."""
-    preference: Tensor
-    margin: Tensor
-    """Sum over the turns, nats."""
+    reports: dict[str, Tensor]
+    """What there is to say of the preference: ``preference_loss``, ``margin`` (nats, sum over the turns), ``accuracy``
+    (1 where the margin is above 0). Empty without a reference."""
 
 
-def pair_loss(margin_K: Tensor, nll: Tensor, objective: Objective) -> PairLoss:
-    """The loss of one pair from its margins (nats) and its mean negative log-likelihood (nats per token)."""
+def pair_loss(margin_K: Tensor | None, nll: Tensor, objective: Objective) -> PairLoss:
+    """The loss of one pair.
+
+    Args:
+        margin_K: nats; None for ``sft``, which has no reference and so no margin.
+        nll: mean negative log-likelihood, nats per token.
+    """
+    if margin_K is None:
+        return PairLoss(objective.nll_coef * nll, {})
     preference = PREFERENCES[objective.name](margin_K, objective.beta, objective.label_smoothing)
-    return PairLoss(objective.nll_coef * nll + objective.pref_coef * preference, preference, margin_K.sum())
+    margin = margin_K.sum()
+    reports = {"preference_loss": preference, "margin": margin, "accuracy": (margin > 0).double()}
+    return PairLoss(objective.nll_coef * nll + objective.pref_coef * preference, reports)

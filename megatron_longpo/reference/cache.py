@@ -1,8 +1,9 @@
 """Reference log-probs on disk: one file beside the dataset, one (chosen, rejected) pair of sums a turn.
 
-``PREFIX.reference.npz`` holds ``logp`` (float64 [turns of all pairs, 2], nats), ``first_turn`` (int64 [pairs + 1]) and
-``manifest`` (JSON): what was scored, by which model, with which rotary settings. Training compares all of it with what
-it is about to use; a mismatch is refused, because it would train on wrong numbers without a sign.
+``PREFIX.reference.npz``, or ``PREFIX.reference-long.npz`` for a reference that read the long contexts, holds ``logp``
+(float64 [turns of all pairs, 2], nats), ``first_turn`` (int64 [pairs + 1]) and ``manifest`` (JSON): what was scored, on
+which context, by which model, with which rotary settings. Training compares all of it with what it is about to use; a
+mismatch is refused, because it would train on wrong numbers without a sign.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longpo.data.render import Context
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 from megatron_longpo.model.rope_parameters import RopeParameters
@@ -29,6 +31,8 @@ class ReferenceManifest:
     rope: RopeParameters
     dtype: str
     """In which the reference ran: "float32", "bfloat16" or "float16"."""
+    context: Context = "short"
+    """What stood before the answers; short too in a file that does not say, which is older than the choice."""
     format_version: int = FORMAT_VERSION
 
 
@@ -49,7 +53,10 @@ class ReferenceCache:
             UserError: there is none, it is not whole, or another version wrote it.
         """
         if not path.is_file():
-            raise UserError(f"{path}: no reference log-probs there; run `megatron-longpo score-reference` first")
+            raise UserError(
+                f"{path}: no reference log-probs there; run `megatron-longpo score-reference` first, for "
+                "--longpo-objective dpo with --context long"
+            )
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 fields = json.loads(str(arrays["manifest"]))
@@ -70,7 +77,7 @@ class ReferenceCache:
             raise IndexError(pair_index)
         return self._logp[self._first[pair_index] : self._first[pair_index + 1]]
 
-    def check(self, *, dataset_fingerprint: str, weights_sha256: str, rope: RopeParameters) -> None:
+    def check(self, *, dataset_fingerprint: str, weights_sha256: str, rope: RopeParameters, context: Context) -> None:
         """Refuse a cache that was made from something else.
 
         Raises:
@@ -85,15 +92,21 @@ class ReferenceCache:
                 "score it with this checkpoint, or name the right one with --longpo-reference-checkpoint",
             ),
             ("RoPE", self.manifest.rope, rope, "score it again with the reference's own RoPE"),
+            (
+                "context",
+                self.manifest.context,
+                context,
+                f"score the dataset with --context {context}, or choose an objective for this one",
+            ),
         ):
             if cached != wanted:
                 shown = [value[:12] if isinstance(value, str) else str(value) for value in (cached, wanted)]
                 raise UserError(f"{self.path}: scored with another {what} ({shown[0]}, need {shown[1]}); {remedy}")
 
 
-def default_path(prefix: Path) -> Path:
+def default_path(prefix: Path, context: Context = "short") -> Path:
     """Where the cache of the dataset ``prefix`` lies unless the user says otherwise."""
-    return prefix.with_name(prefix.name + ".reference.npz")
+    return prefix.with_name(prefix.name + (".reference.npz" if context == "short" else ".reference-long.npz"))
 
 
 def write_cache(path: Path, manifest: ReferenceManifest, logp_by_pair: list[list[tuple[float, float]]]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from megatron_longpo.data.indexed import PairReader
@@ -40,16 +41,24 @@ def cache(work: Workspace) -> ReferenceCache:
     return ReferenceCache.open(default_path(work.data))
 
 
-def hf_sums(model: PreTrainedModel, turn: TrunkAndBranches) -> list[float]:
-    """[chosen, rejected]: each branch behind its own copy of the trunk, a sequence of its own."""
-    sums = []
-    for branch in (turn.chosen, turn.rejected):
-        tokens = torch.tensor([*turn.trunk.tolist(), *branch.tokens.tolist()])
+@pytest.fixture(scope="module")
+def long_cache(work: Workspace, cache: ReferenceCache) -> ReferenceCache:
+    """Beside the one on the short contexts."""
+    finished = verb("score-reference", "--data", work.data, "--checkpoint", work.imported, "--context", "long")
+    assert finished.status == 0, finished.output
+    return ReferenceCache.open(work.folder / "data.reference-long.npz")
+
+
+def hf_sums(model: PreTrainedModel, conversation: TrunkAndBranches) -> NDArray[np.float64]:
+    """[turns, 2], chosen and rejected: each branch behind its own copy of the trunk, a sequence of its own."""
+    columns = []
+    for branch in (conversation.chosen, conversation.rejected):
+        tokens = torch.tensor([*conversation.trunk.tolist(), *branch.tokens.tolist()])
         with torch.no_grad():
             logp = model(tokens[None]).logits[0].double().log_softmax(-1)
-        ((start, stop),) = (branch.spans + len(turn.trunk)).tolist()
-        sums.append(sum(logp[place - 1, tokens[place]].item() for place in range(start, stop)))
-    return sums
+        spans = (branch.spans + len(conversation.trunk)).tolist()
+        columns.append([sum(logp[at - 1, tokens[at]].item() for at in range(start, stop)) for start, stop in spans])
+    return np.array(columns).T
 
 
 def test_every_turn_equals_the_hugging_face_model(work: Workspace, cache: ReferenceCache) -> None:
@@ -58,8 +67,56 @@ def test_every_turn_equals_the_hugging_face_model(work: Workspace, cache: Refere
     reader = PairReader(work.data)
     assert len(cache) == len(reader) == NUM_PAIRS
     for index in range(NUM_PAIRS):
-        expected = np.array([hf_sums(model, turn) for turn in reader[index].short])
+        expected = np.concatenate([hf_sums(model, turn) for turn in reader[index].short])
         np.testing.assert_allclose(cache[index], expected, rtol=TOLERANCE, atol=0, err_msg=f"pair {index}")
+
+
+def test_on_the_long_context_too(work: Workspace, cache: ReferenceCache, long_cache: ReferenceCache) -> None:
+    """One conversation a pair; as many turns as on the short contexts, but other numbers."""
+    model = AutoModelForCausalLM.from_pretrained(work.hf, attn_implementation="eager", dtype=torch.float32).eval()
+    reader = PairReader(work.data)
+    assert long_cache.manifest == replace(cache.manifest, context="long")
+    for index in range(NUM_PAIRS):
+        expected = hf_sums(model, reader[index].long)
+        np.testing.assert_allclose(long_cache[index], expected, rtol=TOLERANCE, atol=0, err_msg=f"pair {index}")
+        assert np.abs(cache[index] / expected - 1).max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["--context-parallel-size", "2"],
+        ["--context-parallel-size", "2", "--cp-comm-type", "a2a", "--pipeline-model-parallel-size", "2"],
+        ["--tensor-model-parallel-size", "2", "--sequence-parallel"],
+    ],
+    ids=["cp2", "cp2-a2a-pp2", "tp2-sp"],
+)
+def test_every_layout_gives_the_same(
+    work: Workspace, long_cache: ReferenceCache, layout: list[str], tmp_path: Path
+) -> None:
+    """1e-6: fp32 sums in another order. Every pair has one writer, or the journal would hold it twice."""
+    score = ("score-reference", "--data", work.data, "--checkpoint", work.imported, "--context", "long")
+    finished = verb(*score, "--output", tmp_path / "cache.npz", *layout, num_ranks=4 if "a2a" in layout else 2)
+    assert finished.status == 0, finished.output
+    found = ReferenceCache.open(tmp_path / "cache.npz")
+    assert found.manifest == long_cache.manifest
+    for index in range(NUM_PAIRS):
+        np.testing.assert_allclose(found[index], long_cache[index], rtol=1e-6, atol=0, err_msg=f"pair {index}")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--context-parallel-size", "2"], "1 ranks are not a multiple of tensor x pipeline x context = 2"),
+        (["--context-parallel-size", "4", "--cp-comm-type", "a2a"], "at most 2 ranks can swap here"),
+        (["--context-parallel-size", "2", "--cp-comm-type", "ring"], "choose p2p, all_gather"),
+    ],
+)
+def test_context_parallelism_that_cannot_be(work: Workspace, options: list[str], expected: str, tmp_path: Path) -> None:
+    score = ("score-reference", "--data", work.data, "--checkpoint", work.imported, "--output", tmp_path / "cache.npz")
+    finished = verb(*score, *options)
+    (line,) = [line for line in finished.output.splitlines() if "error" in line]
+    assert finished.status == 2 and expected in line, finished.output
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
@@ -69,7 +126,7 @@ def test_another_rope_would_show(work: Workspace, cache: ReferenceCache, other: 
     wrong = AutoModelForCausalLM.from_pretrained(
         work.hf, attn_implementation="eager", dtype=torch.float32, rope_parameters=other.as_dict()
     ).eval()
-    expected = np.array([hf_sums(wrong, turn) for turn in PairReader(work.data)[0].short])
+    expected = np.concatenate([hf_sums(wrong, turn) for turn in PairReader(work.data)[0].short])
     assert np.abs(cache[0] / expected - 1).min() > 10 * TOLERANCE
 
 
@@ -147,12 +204,13 @@ def test_bf16_is_near_fp32(work: Workspace, cache: ReferenceCache, tmp_path: Pat
             r"another RoPE \(yarn, rope_theta 10000.0, .*, need .* 100000.0, ",
         ),
         ("rope", OTHERS["another factor"], r"another RoPE \(.* factor 4.0, .* factor 2.0, .*\); score it again"),
+        ("context", "long", r"another context \(short, need long\); score the dataset with --context long"),
     ],
 )
 def test_a_cache_of_something_else_is_refused(
     cache: ReferenceCache, field: str, other: str | RopeParameters, message: str
 ) -> None:
-    own = {name: getattr(cache.manifest, name) for name in ("dataset_fingerprint", "weights_sha256", "rope")}
+    own = {name: getattr(cache.manifest, name) for name in ("dataset_fingerprint", "weights_sha256", "rope", "context")}
     cache.check(**own)
     with pytest.raises(UserError, match=message) as refused:
         cache.check(**own | {field: other})

@@ -95,6 +95,37 @@ def test_no_reference(work: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--longpo-online-reference", "--longpo-reference", "REFERENCE"], "remove it or --longpo-reference"),
+        (
+            ["--longpo-online-reference", "--longpo-reference-checkpoint", "/nowhere"],
+            "/nowhere/hf/config.json does",
+        ),
+        (["--longpo-objective", "dpo"], "data.reference-long.npz: no reference log-probs there"),
+        (
+            ["--longpo-objective", "dpo", "--longpo-reference", "REFERENCE"],
+            "another context (short, need long); score the dataset with --context long",
+        ),
+        (["--longpo-objective", "sft", "--longpo-reference", "REFERENCE"], "sft has no reference; remove --longpo-ref"),
+        (["--longpo-objective", "sft", "--longpo-online-reference"], "remove --longpo-online-reference"),
+    ],
+)
+def test_reference_options(work: Workspace, options: list[str], expected: str) -> None:
+    reference = str(work.folder / "data.reference.npz")
+    assert expected in refusal(work, *(reference if option == "REFERENCE" else option for option in options))
+
+
+def test_online_reference_of_another_tokenizer(work: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(work.imported, tmp_path / "other")
+    identity = tmp_path / "other" / "longpo.json"
+    fields = json.loads(identity.read_text())
+    identity.write_text(json.dumps({**fields, "tokenizer_fingerprint": "0" * 64}))
+    line = refusal(work, "--longpo-online-reference", "--longpo-reference-checkpoint", tmp_path / "other")
+    assert "another tokenizer" in line and str(tmp_path / "other") in line
+
+
+@pytest.mark.parametrize(
     "field, what", [("dataset_fingerprint", "dataset"), ("weights_sha256", "model"), ("rope", "RoPE")]
 )
 def test_reference_of_something_else(work: Workspace, tmp_path: Path, field: str, what: str) -> None:

@@ -1,11 +1,13 @@
 """The configurations under test and the random pairs they run on."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Sample = dict[str, NDArray[np.int64] | NDArray[np.float64]]
+Sample = dict[str, Any]
+"""As data/dataset.py yields it."""
 
 VOCAB = 131  # odd: tp 2 needs a padding row, which must get no probability
 BETA, PREF_COEF, NLL_COEF = 0.5, 2.0, 0.7
@@ -32,6 +34,8 @@ class Case:
     pairs_per_microbatch: int = 1
     num_turns: int = 1
     nll_over_all: bool = True
+    reference: str = "cached"
+    """cached (log-probs that are given) or online (a second model that scores short conversations)."""
     seed: int = 0
     """Of the pairs."""
     num_pairs: int = field(default=4)
@@ -57,17 +61,34 @@ class Case:
             "sp" if self.sequence_parallel else "",
             "distopt" if self.distributed_optimizer else "",
             "" if self.nll_over_all else "nll-response",
+            "online" if self.reference == "online" else "",
         ]
         return "-".join(switch for switch in switches if switch)
 
 
 def random_pairs(case: Case) -> list[Sample]:
-    """Pairs of uneven lengths with ``case.num_turns`` turns, and reference log-probs in a plausible range."""
+    """Pairs of uneven lengths with ``case.num_turns`` turns, and reference log-probs in a plausible range.
+
+    With an online reference ``short`` has a conversation a turn in the place of the log-probs.
+    """
     rng = np.random.default_rng(case.seed)
-    return [_random_pair(rng, case.num_turns) for _ in range(case.num_pairs)]
+    pairs = [_random_pair(rng, case.num_turns) for _ in range(case.num_pairs)]
+    if case.reference == "online":
+        for pair in pairs:
+            del pair["reference_chosen_logp"], pair["reference_rejected_logp"]
+            pair["short"] = [_random_conversation(rng, 1) for _ in range(case.num_turns)]
+    return pairs
 
 
 def _random_pair(rng: np.random.Generator, num_turns: int) -> Sample:
+    pair = _random_conversation(rng, num_turns)
+    for branch in ("chosen", "rejected"):
+        starts, stops = pair[f"{branch}_spans"].T
+        pair[f"reference_{branch}_logp"] = -5.0 * (stops - starts) + rng.normal(size=num_turns)
+    return {**pair, "weight": np.array(1.0)}
+
+
+def _random_conversation(rng: np.random.Generator, num_turns: int) -> Sample:
     opener = rng.integers(VOCAB)
     chosen, chosen_spans = _random_branch(rng, opener, num_turns)
     rejected, rejected_spans = _random_branch(rng, opener, num_turns)
@@ -77,9 +98,6 @@ def _random_pair(rng: np.random.Generator, num_turns: int) -> Sample:
         "rejected": rejected,
         "chosen_spans": chosen_spans,
         "rejected_spans": rejected_spans,
-        "reference_chosen_logp": -5.0 * (chosen_spans[:, 1] - chosen_spans[:, 0]) + rng.normal(size=num_turns),
-        "reference_rejected_logp": -5.0 * (rejected_spans[:, 1] - rejected_spans[:, 0]) + rng.normal(size=num_turns),
-        "weight": np.array(1.0),
     }
 
 

@@ -1,6 +1,7 @@
 """The objective computed another way: Hugging Face model, two separate full sequences a pair, plain autograd.
 
-Nothing of megatron_longpo is used here. The reference log-probs are given, so what is compared is the policy.
+Nothing of megatron_longpo is used here. The reference log-probs are given, so that what is compared is the policy, or
+computed from the short conversations in the same way.
 """
 
 from dataclasses import dataclass
@@ -74,16 +75,10 @@ def oracle(case: Case, pairs: list[Sample], dtype: torch.dtype) -> Result:
 def _pair(model: PreTrainedModel, pair: Sample, nll_over_all: bool) -> dict[str, torch.Tensor]:
     sums, means = {}, {}
     for branch in ("chosen", "rejected"):
-        conversation = torch.tensor([*pair["trunk"].tolist(), *pair[branch].tolist()])
-        logits = model(conversation[None]).logits[0].double()
-        logp = logits.log_softmax(-1)[:-1].gather(1, conversation[1:, None])[:, 0]  # logp[i] is that of token i + 1
-        offset = len(pair["trunk"]) - 1
-        response = torch.zeros(len(logp), dtype=torch.bool)
-        for start, stop in pair[f"{branch}_spans"].tolist():
-            response[offset + start : offset + stop] = True
+        logp, response = _logp(model, pair, branch)
         sums[branch] = logp[response].sum()
         means[branch] = -logp.mean() if nll_over_all else -logp[response].mean()
-    reference = {branch: float(pair[f"reference_{branch}_logp"].sum()) for branch in sums}
+    reference = {branch: _reference(model, pair, branch) for branch in sums}
     margin = (sums["chosen"] - reference["chosen"]) - (sums["rejected"] - reference["rejected"])
     preference = torch.log1p(torch.exp(-BETA * margin))
     return {
@@ -94,3 +89,24 @@ def _pair(model: PreTrainedModel, pair: Sample, nll_over_all: bool) -> dict[str,
         "policy_chosen_logp": sums["chosen"],
         "policy_rejected_logp": sums["rejected"],
     }
+
+
+def _logp(model: PreTrainedModel, conversation: Sample, branch: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probs of trunk + branch but for its first token, which of them are of response tokens)."""
+    tokens = torch.tensor([*conversation["trunk"].tolist(), *conversation[branch].tolist()])
+    logits = model(tokens[None]).logits[0].double()
+    logp = logits.log_softmax(-1)[:-1].gather(1, tokens[1:, None])[:, 0]  # logp[i] is that of token i + 1
+    offset = len(conversation["trunk"]) - 1
+    response = torch.zeros(len(logp), dtype=torch.bool)
+    for start, stop in conversation[f"{branch}_spans"].tolist():
+        response[offset + start : offset + stop] = True
+    return logp, response
+
+
+@torch.no_grad()
+def _reference(model: PreTrainedModel, pair: Sample, branch: str) -> float:
+    """Sum over the turns; online, the reference is the model before its step."""
+    if "short" not in pair:
+        return float(pair[f"reference_{branch}_logp"].sum())
+    scored = (_logp(model, turn, branch) for turn in pair["short"])
+    return float(sum(logp[response].sum() for logp, response in scored))

@@ -7,9 +7,10 @@ to epsilon, and lr and epsilon are powers of two, so the step is exactly STEP * 
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
@@ -20,12 +21,15 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_longpo.batches import as_tensors
 from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
 from megatron_longpo.hf.names import name_table
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.objective.longpo import Objective
+from megatron_longpo.reference.frozen import load_frozen
+from megatron_longpo.reference.online import OnlineReference
 from megatron_longpo.reports import take_breakdowns
 from megatron_longpo.step import StepSettings, forward_step
 from tests.parity.cases import BETA, NLL_COEF, PREF_COEF, Case, random_pairs
@@ -70,7 +74,13 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
     hf_config = read_json_object(folder / case.model / "hf" / "config.json")
     options = megatron_options(hf_config)
     config = transformer_config(
-        options, tensor=case.tp, pipeline=case.pp, sequence=case.sequence_parallel, dtype=torch.float32
+        options,
+        tensor=case.tp,
+        pipeline=case.pp,
+        context=case.cp,
+        sequence=case.sequence_parallel,
+        cp_comm_type=[case.cp_comm_type],
+        dtype=torch.float32,
     )
     _configure(config, case)
     shape = ModelShape.of(options, rope_parameters(hf_config), multiple=case.tp)
@@ -78,7 +88,14 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
     model = build_model(config, shape, pre_process=first, post_process=last)
     weights = dist_checkpointing.load(model.sharded_state_dict(), str(folder / case.model / "imported" / "release"))
     model.load_state_dict(weights, strict=False)
-    reports = _step(case, config, shape, model)
+    schedule = get_forward_backward_func()
+    if case.reference == "online":
+        imported = folder / case.model / "imported"
+        frozen = load_frozen(
+            imported, dtype=torch.float32, sequence_parallel=case.sequence_parallel, cp_comm_type=[case.cp_comm_type]
+        )
+        schedule = OnlineReference(frozen, "short").before(schedule)
+    reports = _step(case, config, shape, model, schedule)
     stepped = folder / case.name / "stepped"
     if torch.distributed.get_rank() == 0:
         stepped.mkdir(parents=True)
@@ -90,15 +107,15 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
 def _configure(config: TransformerConfig, case: Case) -> None:
     config.calculate_per_token_loss = True
     config.finalize_model_grads_func = finalize_model_grads
-    config.context_parallel_size = case.cp
-    config.cp_comm_type = case.cp_comm_type
     if case.recompute in ("full", "keep-attention"):
         config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
     elif case.recompute == "selective":
         config.recompute_granularity, config.recompute_modules = "selective", ["core_attn"]
 
 
-def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch.nn.Module) -> dict[str, float]:
+def _step(
+    case: Case, config: TransformerConfig, shape: ModelShape, model: torch.nn.Module, schedule: Callable[..., Any]
+) -> dict[str, float]:
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=case.distributed_optimizer, overlap_grad_reduce=case.distributed_optimizer
     )
@@ -129,7 +146,7 @@ def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch
         keep_attention=case.recompute == "keep-attention",
     )
     ddp.zero_grad_buffer()
-    losses = get_forward_backward_func()(
+    losses = schedule(
         forward_step_func=partial(forward_step, settings=settings),
         data_iterator=_own_pairs(case),
         model=[ddp],
@@ -143,12 +160,11 @@ def _step(case: Case, config: TransformerConfig, shape: ModelShape, model: torch
     return _means(losses)
 
 
-def _own_pairs(case: Case) -> Iterator[list[dict[str, torch.Tensor]]]:
+def _own_pairs(case: Case) -> Iterator[list[dict[str, Any]]]:
     """This data-parallel rank's micro-batches."""
-    own = random_pairs(case)[parallel_state.get_data_parallel_rank() :: case.dp]
-    samples = [{name: torch.as_tensor(value) for name, value in pair.items()} for pair in own]
-    for first in range(0, len(samples), case.pairs_per_microbatch):
-        yield samples[first : first + case.pairs_per_microbatch]
+    own = as_tensors(random_pairs(case)[parallel_state.get_data_parallel_rank() :: case.dp])
+    for first in range(0, len(own), case.pairs_per_microbatch):
+        yield own[first : first + case.pairs_per_microbatch]
 
 
 def _means(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""The same comparison as test_step.py on three layouts only: for a quick look, and what tests/mutations.py runs.
+"""The same comparison as test_step.py on a few layouts only: for a quick look, and what tests/mutations.py runs.
 
-One rank with tied embeddings, two data-parallel ranks of uneven pairs, and two context-parallel ranks, each with
-several micro-batches.
+One rank with tied embeddings, two data-parallel ranks of uneven pairs, two context-parallel ranks, and a reference in
+memory, each with several micro-batches.
 """
 
 import itertools
@@ -16,6 +16,7 @@ CASES = {
     "one-rank": Case(architecture="qwen2", tied=True, num_turns=2, seed=101),
     "two-data-parallel": Case(architecture="mistral", tied=False, dp=2, num_turns=3, nll_over_all=False, seed=102),
     "two-context-parallel": Case(architecture="llama", tied=False, cp=2, num_turns=2, seed=103),
+    "online-reference": Case(architecture="qwen2", tied=False, pp=2, cp=2, num_turns=2, reference="online", seed=105),
     "keep-attention": Case(architecture="mistral", tied=True, cp=2, num_turns=2, recompute="keep-attention", seed=104),
     "packed": Case(architecture="llama", tied=False, cp=2, dp=2, num_turns=2, pairs_per_microbatch=2, seed=105),
 }

@@ -61,6 +61,7 @@ def measure(cases: list[Case], folder: Path) -> dict[str, dict[str, float]]:
                 tied=case.tied,
                 num_turns=case.num_turns,
                 nll_over_all=case.nll_over_all,
+                reference=case.reference,
                 seed=case.seed,
             )
             single = differences(ours, expected(asked, torch.float32))

@@ -6,7 +6,14 @@ import random
 import pytest
 import torch
 
-from megatron_longpo.objective.longpo import PREFERENCES, Objective, margin_by_turn, pair_loss
+from megatron_longpo.objective.longpo import (
+    OBJECTIVES,
+    PREFERENCES,
+    Objective,
+    margin_by_turn,
+    pair_loss,
+    reference_context,
+)
 
 
 def turns(seed: int) -> list[tuple[float, float, float, float]]:
@@ -47,7 +54,7 @@ def test_variants_from_their_formulas(seed: int) -> None:
         "longpo-per-turn": sum(map(smoothed, margins)) / len(margins),
         "hinge": max(0.0, 1 - beta * sum(margins)),
         "ipo": (sum(margins) - 10.0) ** 2,
-        "sft": 0.0,
+        "dpo": smoothed(sum(margins)),
     }
     assert expected.keys() == PREFERENCES.keys()
     for name, preference in expected.items():
@@ -55,9 +62,14 @@ def test_variants_from_their_formulas(seed: int) -> None:
         assert loss_of(seed, objective) == pytest.approx(0.7 * 2.5 + 0.3 * preference, rel=1e-12), name
 
 
-def test_sft_has_no_gradient_from_the_margin() -> None:
-    margin_K = torch.tensor([1.0, -2.0], requires_grad=True)
-    nll = torch.tensor(1.0, requires_grad=True)
-    pair_loss(margin_K, nll, Objective(name="sft")).loss.backward()
-    assert nll.grad == 1.0
-    assert margin_K.grad is None or not margin_K.grad.any()
+def test_sft_is_the_nll_alone() -> None:
+    loss, reports = pair_loss(None, torch.tensor(2.5), Objective(name="sft", nll_coef=0.7))
+    assert loss.item() == pytest.approx(0.7 * 2.5) and reports == {}
+
+
+def test_what_each_reference_reads() -> None:
+    assert {name: reference_context(name) for name in OBJECTIVES} == {
+        **dict.fromkeys(("longpo", "longpo-per-turn", "hinge", "ipo"), "short"),
+        "dpo": "long",
+        "sft": None,
+    }

@@ -1,0 +1,130 @@
+"""The frozen reference: an imported model with its own rotary settings, and the log-probs it gives to answers.
+
+Used before training (score.py) and during it (online.py). Letters in shapes: K = turns of a conversation.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing import load as load_checkpoint
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, nn
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.hf.config import check_divides, megatron_options
+from megatron_longpo.hf.folder import RELEASE
+from megatron_longpo.hf.sidecar import read_hf_config, read_identity
+from megatron_longpo.model.build import ModelShape, build_model, transformer_config
+from megatron_longpo.model.exchange import check_exchange
+from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.model.targets import pair_logps
+
+Conversation = Mapping[str, Tensor]
+"""data/dataset.py's Conversation, as tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenReference:
+    """This rank's part of the model, without gradients."""
+
+    model: nn.Module
+    vocab_size: int
+    """Tokens of the real vocabulary."""
+    sequence_multiple: int
+    """A rank's share of a sequence is padded to a multiple of this."""
+
+
+def check_reference_checkpoint(checkpoint: Path, args: argparse.Namespace, option: str) -> None:
+    """A reference can be loaded from ``checkpoint`` (named by ``option``) on the axes of ``args``.
+
+    Args:
+        args: the sizes of the axes, by the names of Megatron's options.
+
+    Raises:
+        UserError: it holds no imported weights, or its shape does not divide by the axes.
+    """
+    options = megatron_options(read_hf_config(checkpoint))
+    if not (checkpoint / RELEASE).is_dir():
+        raise UserError(
+            f"{option} {checkpoint} is not an imported checkpoint; give the folder that import-hf wrote (export-hf and "
+            "import-hf a trained one first)"
+        )
+    check_divides(options, args.tensor_model_parallel_size, args.pipeline_model_parallel_size, checkpoint)
+    check_exchange(args, options)
+
+
+def load_frozen(
+    checkpoint: Path, *, dtype: torch.dtype, sequence_parallel: bool, cp_comm_type: Sequence[str]
+) -> FrozenReference:
+    """Load the imported weights of ``checkpoint`` on Megatron's current parallel groups, as ``dtype``."""
+    options = megatron_options(read_hf_config(checkpoint))
+    tensor = parallel_state.get_tensor_model_parallel_world_size()
+    config = transformer_config(
+        options,
+        tensor=tensor,
+        pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
+        context=parallel_state.get_context_parallel_world_size(),
+        sequence=sequence_parallel,
+        cp_comm_type=cp_comm_type,
+        dtype=dtype,
+    )
+    shape = ModelShape.of(options, read_identity(checkpoint).rope, multiple=tensor)
+    model: nn.Module = build_model(
+        config,
+        shape,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+    )
+    model = model.to(dtype).to(torch.cuda.current_device()).eval().requires_grad_(False)
+    state = load_checkpoint(model.sharded_state_dict(), str(checkpoint / RELEASE))  # type: ignore[operator]
+    model.load_state_dict(state, strict=False)
+    return FrozenReference(model, shape.vocab_size, tensor if sequence_parallel else 1)
+
+
+def score(reference: FrozenReference, conversations: Sequence[Conversation]) -> list[Tensor]:
+    """Score conversations in one pipeline schedule of their own.
+
+    Returns:
+        Per conversation the (chosen, rejected) sums of each turn: float64 [K, 2], nats, on the CPU. Empty on all but
+        the last pipeline stage.
+    """
+
+    def forward_step(data: Iterator[Conversation], model: nn.Module) -> Any:
+        return _forward(next(data), model, reference)
+
+    pipeline = parallel_state.get_pipeline_model_parallel_world_size()  # never interleaved, whatever the policy's is
+    with torch.no_grad():
+        return get_forward_backward_func(pp_size=pipeline, vp_size=None)(
+            forward_step_func=forward_step,
+            data_iterator=iter(conversations),
+            model=[reference.model],
+            num_microbatches=len(conversations),
+            seq_length=0,  # ignored: stages exchange shapes (variable_seq_lengths)
+            micro_batch_size=1,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+
+
+def _forward(conversation: Conversation, model: nn.Module, reference: FrozenReference) -> Any:
+    """(this stage's output, what the schedule calls with the last stage's)."""
+    cp_group = parallel_state.get_context_parallel_group()
+    pair = pair_input(
+        *(conversation[name] for name in ("trunk", "chosen", "rejected", "chosen_spans", "rejected_spans")),
+        nll_over_all=False,
+        cp_rank=cp_group.rank(),
+        cp_size=cp_group.size(),
+    )
+    batch = pack([pair], reference.sequence_multiple).to(torch.cuda.current_device())
+
+    def sums(token_logp_N: Tensor, non_loss_data: bool = True) -> Tensor:
+        (logps,) = pair_logps(token_logp_N, batch.targets, cp_group)
+        return torch.stack((logps.chosen_K, logps.rejected_K), dim=1).cpu()
+
+    tp_group = parallel_state.get_tensor_model_parallel_group()
+    return forward_pack(model, batch, reference.vocab_size, tp_group), sums
