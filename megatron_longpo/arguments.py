@@ -16,6 +16,7 @@ from megatron_longpo import platform
 from megatron_longpo.checks import (
     check_context_parallel,
     check_lengths,
+    check_optimizer,
     check_shape,
     check_tokenizer,
     refuse_unsupported,
@@ -41,6 +42,8 @@ class LongPOSettings:
     reference: ReferenceCache
     shape: ModelShape
     step: StepSettings
+    rmsprop_alpha: float | None
+    """None: Megatron's own optimizer."""
     metrics: Path | None
     source: Path
     """Folder of the checkpoint that gave the model's shape."""
@@ -58,6 +61,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     args = parse_args(_add_options)
     # Ours come first: they say what to change, where an assertion of Megatron may stay silent.
     refuse_unsupported(args)
+    check_optimizer(args)
     source = _source(args)
     check_shape(args, source)
     check_context_parallel(args)
@@ -77,6 +81,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
         reference=reference,
         shape=_model_shape(args),
         step=_step_settings(args),
+        rmsprop_alpha=args.longpo_rmsprop_alpha,
         metrics=Path(args.longpo_metrics) if args.longpo_metrics else None,
         source=source,
     )
@@ -109,6 +114,18 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--longpo-recompute",
         choices=("keep-attention",),
         help="recompute every layer in the backward pass but keep attention's output, its dearest part",
+    )
+    group.add_argument(
+        "--longpo-optimizer",
+        choices=("rmsprop",),
+        help="torch's RMSprop in the place of Megatron's Adam; its epsilon is --adam-eps, its --weight-decay (default "
+        "here: 0) is added to the gradient",
+    )
+    group.add_argument(
+        "--longpo-rmsprop-alpha",
+        type=float,
+        metavar="ALPHA",
+        help="decay of the squared gradient's mean (default: 0.99)",
     )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append one JSON line a step")
     known, _ = parser.parse_known_args()
@@ -151,6 +168,8 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         defaults |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if known.train_iters is None and known.train_samples is None:
         defaults["train_iters"] = _one_epoch(known, num_train)
+    if known.longpo_optimizer == "rmsprop":
+        defaults |= {"longpo_rmsprop_alpha": 0.99, "weight_decay": 0.0}  # torch's; Megatron's 0.01 is meant for AdamW
     defaults |= _whole_evaluation(known, num_valid)
     if platform.is_cpu():
         defaults |= {

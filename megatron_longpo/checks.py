@@ -35,7 +35,10 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,
         "--full-validation": args.full_validation,
         "--use-distributed-optimizer without Transformer Engine or Apex (Megatron cannot resume torch's Adam)": (
-            args.use_distributed_optimizer and not platform.is_cpu() and not _has_fused_adam()
+            args.use_distributed_optimizer
+            and args.longpo_optimizer != "rmsprop"
+            and not platform.is_cpu()
+            and not _has_fused_adam()
         ),
     }
     for option, is_set in refused.items():
@@ -58,6 +61,34 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         raise UserError(
             f"--longpo-objective {args.longpo_objective} has no label smoothing; remove --longpo-label-smoothing or "
             f"choose {' or '.join(WITH_LABEL_SMOOTHING)}"
+        )
+
+
+def check_optimizer(args: argparse.Namespace) -> None:
+    """RMSprop stands with options that it has, and CPU offload where Megatron's works."""
+    alpha = args.longpo_rmsprop_alpha
+    if args.longpo_optimizer != "rmsprop" and alpha is not None:
+        raise UserError(f"--longpo-rmsprop-alpha {alpha} is for --longpo-optimizer rmsprop; add that or remove this")
+    if alpha is not None and not 0 <= alpha < 1:
+        raise UserError(f"--longpo-rmsprop-alpha {alpha} must be at least 0 and below 1")
+    if args.longpo_optimizer == "rmsprop":
+        refused = {
+            f"--optimizer {args.optimizer}": args.optimizer != "adam",
+            f"--adam-beta1 {args.adam_beta1}": args.adam_beta1 != 0.9,
+            f"--adam-beta2 {args.adam_beta2} (--longpo-rmsprop-alpha is)": args.adam_beta2 != 0.999,
+            "--optimizer-cuda-graph": args.optimizer_cuda_graph,
+            "--use-precision-aware-optimizer without --optimizer-cpu-offload": (
+                args.use_precision_aware_optimizer and not args.optimizer_cpu_offload
+            ),
+        }
+        for option, is_set in refused.items():
+            if is_set:
+                raise UserError(f"{option} is not an option of --longpo-optimizer rmsprop; remove it")
+    if args.optimizer_cpu_offload and platform.is_cpu():
+        raise UserError("--optimizer-cpu-offload: there is no CUDA, so the optimizer is on the CPU as it is; remove it")
+    if args.optimizer_cpu_offload and not (args.bf16 or args.fp16):
+        raise UserError(
+            "--optimizer-cpu-offload needs --bf16 or --fp16: Megatron's offloading optimizer does not take fp32 weights"
         )
 
 

@@ -27,6 +27,7 @@ from megatron_longpo.data.dataset import HeldOutPairs, PairDataset, split_pairs 
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.metrics import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
+from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.step import forward_step  # noqa: E402
 
 
@@ -39,6 +40,8 @@ def main() -> int:
         return 2
     if args.save and args.rank == 0:
         copy_sidecar(settings.source, Path(args.save), args.rotary_base, args.max_position_embeddings)
+    if settings.rmsprop_alpha is not None:
+        use_rmsprop(settings.rmsprop_alpha)
     if args.skip_train:
         _report_evaluation()
     datasets = partial(_datasets, settings=settings)
