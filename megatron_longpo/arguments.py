@@ -17,6 +17,7 @@ from megatron_longpo.checks import (
     check_context_parallel,
     check_lengths,
     check_optimizer,
+    check_resumed_optimizer,
     check_shape,
     check_tokenizer,
     refuse_unsupported,
@@ -75,6 +76,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     except AssertionError as error:
         asserted = traceback.extract_tb(error.__traceback__)[-1].line
         raise UserError(f"Megatron refuses the options: {error or asserted}") from error
+    check_resumed_optimizer(args)
     set_global_variables(args)
     return args, LongPOSettings(
         reader=reader,
