@@ -1,4 +1,4 @@
-"""Refusals that need CUDA to be met in a run: this process has not activated the CPU platform, so it passes for one."""
+"""Refusals that a run meets only where there is CUDA, by the checks alone."""
 
 from argparse import Namespace
 from typing import Any
@@ -29,7 +29,8 @@ def options(**changes: Any) -> Namespace:
 
 
 @pytest.fixture(autouse=True)
-def no_fused_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+def cuda_without_a_fused_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.platform, "is_cpu", lambda: False)
     monkeypatch.setattr(checks, "_has_fused_adam", lambda: False)
 
 
