@@ -15,6 +15,8 @@ from megatron_longpo import platform
 from megatron_longpo.batches import microbatch_multiple, num_data_parallel_ranks, plan_batches
 from megatron_longpo.checks import (
     check_lengths,
+    check_optimizer,
+    check_resumed_optimizer,
     check_shape,
     check_tokenizer,
     refuse_unsupported,
@@ -50,6 +52,8 @@ class LongPOSettings:
     """Pairs of the validation part."""
     shape: ModelShape
     step: StepSettings
+    rmsprop_alpha: float | None
+    """None: Megatron's own optimizer."""
     metrics: Path | None
     source: Path
     """Folder of the checkpoint that gave the model's shape."""
@@ -67,6 +71,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     args = parse_args(_add_options)
     # Ours come first: they say what to change, where an assertion of Megatron may stay silent.
     refuse_unsupported(args)
+    check_optimizer(args)
     source = _source(args)
     check_shape(args, source)
     rope = _policy_rope(args, source)
@@ -86,6 +91,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     except AssertionError as error:
         asserted = traceback.extract_tb(error.__traceback__)[-1].line
         raise UserError(f"Megatron refuses the options: {str(error) or asserted}") from error
+    check_resumed_optimizer(args)
     set_global_variables(args)
     return args, LongPOSettings(
         reader=reader,
@@ -95,6 +101,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
         held_out=held_out,
         shape=_model_shape(args, rope),
         step=_step_settings(args, reader.max_turns, length_buckets(lengths_P3[:, 0].tolist())),
+        rmsprop_alpha=args.longpo_rmsprop_alpha,
         metrics=Path(args.longpo_metrics) if args.longpo_metrics else None,
         source=source,
     )
@@ -140,6 +147,18 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="RoPE scaling of the policy, as rope_scaling of a config.json: default, linear, llama3 or yarn (default: "
         "the checkpoint's); the base is --rotary-base",
     )
+    group.add_argument(
+        "--longpo-optimizer",
+        choices=("rmsprop",),
+        help="torch's RMSprop in the place of Megatron's Adam; its epsilon is --adam-eps, its --weight-decay (default "
+        "here: 0) is added to the gradient",
+    )
+    group.add_argument(
+        "--longpo-rmsprop-alpha",
+        type=float,
+        metavar="ALPHA",
+        help="decay of the squared gradient's mean (default: 0.99)",
+    )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append one JSON line a step")
     known, _ = parser.parse_known_args()
     parser.set_defaults(**_defaults(known))
@@ -184,6 +203,8 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--global-batch-size is missing: pairs per optimizer step")
     if known.train_iters is None and known.train_samples is None:
         defaults["train_iters"] = _one_epoch(known.global_batch_size, num_train)
+    if known.longpo_optimizer == "rmsprop":
+        defaults |= {"longpo_rmsprop_alpha": 0.99, "weight_decay": 0.0}  # torch's; Megatron's 0.01 is meant for AdamW
     defaults |= _whole_evaluation(known, num_valid)
     if platform.is_cpu():
         defaults |= {

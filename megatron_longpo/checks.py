@@ -8,10 +8,13 @@ from megatron_longpo import platform
 from megatron_longpo.data.indexed import Manifest
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import check_divides, megatron_options
+from megatron_longpo.hf.folder import TRACKER_FILE, checkpoint_folder
 from megatron_longpo.hf.rope import ROPE_EXAMPLE
 from megatron_longpo.hf.sidecar import Identity, read_hf_config
+from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.exchange import check_exchange
 from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING
+from megatron_longpo.optimizer import STATE
 
 CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
 """What the checkpoint suggests and the user may set otherwise; the rest of its shape is fixed."""
@@ -52,9 +55,6 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,
         "--full-validation": args.full_validation,
         "--no-rope-freq": args.no_rope_freq is not None,
-        "--use-distributed-optimizer without Transformer Engine or Apex (Megatron cannot resume torch's Adam)": (
-            args.use_distributed_optimizer and not platform.is_cpu() and not _has_fused_adam()
-        ),
     }
     for option, is_set in refused.items():
         if is_set:
@@ -82,6 +82,52 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         raise UserError(
             f"--longpo-objective {args.longpo_objective} has no label smoothing; remove --longpo-label-smoothing or "
             f"choose {' or '.join(WITH_LABEL_SMOOTHING)}"
+        )
+
+
+def check_optimizer(args: argparse.Namespace) -> None:
+    """RMSprop stands with options that it has; what Megatron cannot do with an optimizer is refused."""
+    is_rmsprop, alpha = args.longpo_optimizer == "rmsprop", args.longpo_rmsprop_alpha
+    if alpha is not None and not is_rmsprop:
+        raise UserError(f"--longpo-rmsprop-alpha {alpha} is for --longpo-optimizer rmsprop; add that or remove this")
+    if alpha is not None and not 0 <= alpha < 1:
+        raise UserError(f"--longpo-rmsprop-alpha {alpha} must be at least 0 and below 1")
+    refused = {
+        f"--optimizer {args.optimizer}": args.optimizer != "adam",
+        f"--adam-beta1 {args.adam_beta1}": args.adam_beta1 != 0.9,
+        f"--adam-beta2 {args.adam_beta2} (--longpo-rmsprop-alpha is)": args.adam_beta2 != 0.999,
+        "--optimizer-cuda-graph": args.optimizer_cuda_graph,
+        "--use-precision-aware-optimizer without --optimizer-cpu-offload": (
+            args.use_precision_aware_optimizer and not args.optimizer_cpu_offload
+        ),
+    }
+    for option, is_set in refused.items():
+        if is_rmsprop and is_set:
+            raise UserError(f"{option} is not an option of --longpo-optimizer rmsprop; remove it")
+    if args.use_distributed_optimizer and not (is_rmsprop or platform.is_cpu() or _has_fused_adam()):
+        raise UserError(
+            "--use-distributed-optimizer needs Transformer Engine or Apex: Megatron cannot resume torch's Adam; add "
+            "one, remove the option or take --longpo-optimizer rmsprop"
+        )
+    if args.optimizer_cpu_offload and platform.is_cpu():
+        raise UserError("--optimizer-cpu-offload: there is no CUDA, so the optimizer is on the CPU as it is; remove it")
+    if args.optimizer_cpu_offload and not (args.bf16 or args.fp16):
+        raise UserError(
+            "--optimizer-cpu-offload needs --bf16 or --fp16: Megatron's offloading optimizer does not take fp32 weights"
+        )
+
+
+def check_resumed_optimizer(args: argparse.Namespace) -> None:
+    """The checkpoint to go on from holds the state of the optimizer that goes on, or none."""
+    if args.no_load_optim or args.finetune or not (Path(args.load) / TRACKER_FILE).is_file():
+        return
+    names = CheckpointReader(checkpoint_folder(Path(args.load), args.ckpt_step)).keys()
+    stored = {name.split(".")[2] for name in names if name.startswith("optimizer.state.")}
+    if stored and (STATE in stored) != (args.longpo_optimizer == "rmsprop"):
+        was, change = ("rmsprop", "add") if STATE in stored else ("Megatron's own", "remove")
+        raise UserError(
+            f"the optimizer of {args.load} is {was}: {change} --longpo-optimizer rmsprop, or start its state anew with "
+            "--no-load-optim"
         )
 
 

@@ -182,7 +182,7 @@ def _repair_torch_adam() -> None:
     plain_set = DistributedOptimizer._set_main_param_and_optimizer_states
 
     def state_dict(self: Any) -> Any:
-        for group in self.optimizer.param_groups:
+        for group in self.optimizer.param_groups if isinstance(self.optimizer, torch.optim.Adam) else ():
             for parameter in group["params"]:
                 state = self.optimizer.state[parameter]
                 if "step" not in state:  # exactly what torch's Adam starts from
@@ -193,7 +193,8 @@ def _repair_torch_adam() -> None:
     def load_state_dict(self: Any, loaded: Any) -> None:
         plain_load(self, loaded)
         for state in self.optimizer.state.values():
-            state["step"] = state["step"].clone()
+            if "step" in state:
+                state["step"] = state["step"].clone()
 
     def set_states(self: Any, model_param: Any, tensors: Any) -> None:
         plain_set(self, model_param, {"step": None, **tensors})  # None is passed over

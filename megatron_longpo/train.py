@@ -32,6 +32,7 @@ from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.metrics import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
+from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
 from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
@@ -48,6 +49,8 @@ def main() -> int:
         return 2
     if args.save and args.rank == 0:
         copy_sidecar(settings.source, Path(args.save), settings.shape.rope, args.max_position_embeddings)
+    if settings.rmsprop_alpha is not None:
+        use_rmsprop(settings.rmsprop_alpha)
     if args.skip_train:
         _report_evaluation()
     _keep_breakdowns()

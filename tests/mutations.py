@@ -31,6 +31,7 @@ OPENER = "tests/unit/data/test_opener.py"
 NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
 STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
 ROPE = "tests/unit/model/test_rope.py::test_equals_transformers"
+OPTIMIZER = "tests/unit/test_optimizer.py"
 REFERENCE = "tests/integration/test_reference.py::test_every_turn_equals_the_hugging_face_model"
 
 
@@ -271,6 +272,13 @@ MUTATIONS = (
         old="output_layer.weight if output_weight is None else output_weight,",
         new="output_layer.weight if output_weight is None else output_weight.detach(),",
         tests=(STEP + "[one-rank]",),
+    ),
+    Mutation(
+        name="rmsprop-with-bias-correction",
+        file="megatron_longpo/optimizer.py",
+        old='lr=group["lr"],',
+        new='lr=group["lr"] * (1 - group["alpha"] ** next(group.setdefault("steps", iter(range(1, 99))))) ** 0.5,',
+        tests=(OPTIMIZER,),
     ),
 )
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.workspace import Workspace, make_workspace, train
 
+RMSPROP = ["--longpo-optimizer", "rmsprop"]
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
@@ -43,6 +45,12 @@ def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1) -> str:
             ["--longpo-recompute", "keep-attention", "--recompute-granularity", "selective"],
             "remove --recompute-granularity selective",
         ),
+        (["--longpo-rmsprop-alpha", "0.9"], "is for --longpo-optimizer rmsprop"),
+        ([*RMSPROP, "--longpo-rmsprop-alpha", "1"], "--longpo-rmsprop-alpha 1.0 must be at least 0 and below 1"),
+        ([*RMSPROP, "--optimizer", "sgd"], "--optimizer sgd is not an option of --longpo-optimizer rmsprop"),
+        ([*RMSPROP, "--adam-beta2", "0.95"], "--adam-beta2 0.95 (--longpo-rmsprop-alpha is)"),
+        ([*RMSPROP, "--use-precision-aware-optimizer"], "without --optimizer-cpu-offload"),
+        (["--optimizer-cpu-offload"], "there is no CUDA"),
         (["--longpo-label-smoothing", "0.5"], "must be at least 0 and below 0.5"),
         (["--split", "0,0"], "--split"),
         (["--split", "50,25,25"], "only a validation part"),
