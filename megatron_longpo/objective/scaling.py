@@ -47,4 +47,5 @@ def scale_for_megatron(
     """
     counted_P = weight_P if cp_rank == 0 else torch.zeros_like(weight_P)
     summed = {name: (counted_P[:, None] * terms_P2.detach()).sum(0) for name, terms_P2 in reports.items()}
-    return (loss_P * weight_P).sum(), counted_P.sum().to(torch.int32), summed
+    num_pairs = counted_P.sum()
+    return (loss_P * weight_P).sum(), num_pairs.to(torch.int32), summed

@@ -18,6 +18,7 @@ from megatron.training import training
 
 from megatron_longpo import platform
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
+from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.optimizer import RMSprop, use_rmsprop
 from tests.ranks import run_ranks
 
@@ -36,7 +37,6 @@ SHAPE: dict[str, Any] = {
     "untie_embeddings_and_output_weights": True,
     "vocab_size": 50,
     "max_position_embeddings": 64,
-    "rotary_base": 1e4,
 }
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 NUM_STEPS = 6
@@ -68,7 +68,9 @@ def build(fraction: float) -> tuple[DistributedDataParallel, Any]:
     torch.manual_seed(0)
     ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     model = DistributedDataParallel(
-        config, ddp_config, build_model(config, ModelShape.of(SHAPE, multiple=1)).bfloat16()
+        config,
+        ddp_config,
+        build_model(config, ModelShape.of(SHAPE, RopeParameters(rope_theta=1e4), multiple=1)).bfloat16(),
     )
     is_offloaded = fraction > 0
     settings = OptimizerConfig(

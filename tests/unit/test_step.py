@@ -10,6 +10,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.objective.longpo import Objective
 from megatron_longpo.reports import reports, take_breakdowns
 from megatron_longpo.step import Sample, pair_reports
@@ -34,7 +35,7 @@ def metrics_of_permutations() -> list[dict[str, torch.Tensor]]:
     model_parallel_cuda_manual_seed(0)
     config = transformer_config(OPTIONS, tensor=1, pipeline=1, sequence=False, dtype=torch.float32)
     torch.manual_seed(0)
-    model = build_model(config, ModelShape.of(OPTIONS, multiple=1))
+    model = build_model(config, ModelShape.of(OPTIONS, RopeParameters(rope_theta=1e4), multiple=1))
     groups = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_context_parallel_group()
     found = []
     for order in itertools.permutations(range(NUM_PAIRS)):

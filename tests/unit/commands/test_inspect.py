@@ -8,6 +8,7 @@ import pytest
 
 from megatron_longpo.commands.main import main
 from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache
 from tests.pairs import make_records, write_jsonl
 
@@ -36,7 +37,11 @@ def inspect_json(prefix: Path, capsys: pytest.CaptureFixture[str], *options: str
 def score(prefix: Path, dataset_fingerprint: str) -> list[list[tuple[float, float]]]:
     """A reference cache beside the dataset; returns what is in it."""
     logp = [[(-1.5 - pair - turn, -2.25 + turn) for turn in range(pair + 1)] for pair in range(3)]
-    write_cache(default_path(prefix), ReferenceManifest(dataset_fingerprint, "w", 1e4, "float32"), logp)
+    write_cache(
+        default_path(prefix),
+        ReferenceManifest(dataset_fingerprint, "w", RopeParameters(rope_theta=1e4), "float32"),
+        logp,
+    )
     return logp
 
 

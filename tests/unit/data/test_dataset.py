@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.datasets.blended_megatron_dataset_config import (
     convert_split_vector_to_split_matrix,
     parse_and_normalize_split,
 )
-from torch.utils.data import DataLoader
 
 from megatron_longpo.data.dataset import HeldOutPairs, PairDataset, PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
@@ -63,13 +61,12 @@ def test_a_sample_is_the_pair(reader: PairReader) -> None:
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_a_sample_with_the_short_conversations(reader: PairReader, held_out: bool) -> None:
-    """Collated as Megatron's loader does (training/datasets/data_samplers.py): a batch dim of 1 at every depth."""
     everything = range(len(reader))
     if held_out:
-        dataset = HeldOutPairs(reader, everything, 7, period=7, with_short=True)
+        dataset = HeldOutPairs(reader, everything, period=7, with_short=True)
     else:
-        dataset = PairDataset(reader, everything, 7, seed=1, with_short=True)
-    for sample in DataLoader(dataset, batch_size=1):
+        dataset = PairDataset(reader, PairOrder(everything, seed=1), with_short=True)
+    for sample in (dataset[index] for index in everything):
         short = reader[int(sample["pair_index"])].short
         assert len(sample["short"]) == len(short)
         for found, turn in zip(sample["short"], short, strict=True):
@@ -79,8 +76,8 @@ def test_a_sample_with_the_short_conversations(reader: PairReader, held_out: boo
             expected |= {f"{name}_spans": branch.spans for name, branch in branches}
             assert found.keys() == expected.keys()
             for name, value in expected.items():
-                assert found[name].dtype == torch.int64
-                assert np.array_equal(found[name].numpy(), value[None]), name
+                assert found[name].dtype == np.int64
+                assert np.array_equal(found[name], value), name
 
 
 def test_without_a_reference_there_is_no_reference(reader: PairReader) -> None:

@@ -19,7 +19,7 @@ from megatron_longpo.hf.import_hf import import_hf
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import forward_pair, pair_input
+from megatron_longpo.model.forward import forward_pack, pack, pair_input
 from tests.ranks import run_ranks
 from tests.unit.hf.models import VOCAB_SIZE, save_model
 
@@ -84,7 +84,7 @@ def _logps(checkpoint: Path) -> Tensor:
     model.load_state_dict(weights, strict=False)
     spans = (torch.tensor([[1, len(branch)]]) for branch in (CHOSEN, REJECTED))
     pair = pair_input(TRUNK, CHOSEN, REJECTED, *spans, nll_over_all=True)
-    return forward_pair(model, pair, VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group())
+    return forward_pack(model, pack([pair]), VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group())
 
 
 def theirs(folder: Path, **changes: Any) -> Tensor:
