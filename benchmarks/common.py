@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
 import platform as machine
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,26 @@ from megatron.core import parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def on_ranks(measure: Callable[..., Any], num_ranks: int, *args: Any) -> list[Any]:
+    """What ``measure(*args)`` returns on each of ``num_ranks`` context-parallel ranks, which share the processors."""
+    with tempfile.TemporaryDirectory() as name:
+        torch.multiprocessing.spawn(_rank_main, (measure, args, num_ranks, Path(name)), nprocs=num_ranks)
+        return [pickle.loads((Path(name) / str(rank)).read_bytes()) for rank in range(num_ranks)]
+
+
+def _rank_main(rank: int, measure: Callable[..., Any], args: tuple[Any, ...], num_ranks: int, folder: Path) -> None:
+    if platform.is_cpu():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_ranks))
+    else:
+        torch.cuda.set_device(rank)
+    backend = "gloo" if platform.is_cpu() else "nccl"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=num_ranks)
+    parallel_state.initialize_model_parallel(context_parallel_size=num_ranks)
+    model_parallel_cuda_manual_seed(0)
+    (folder / str(rank)).write_bytes(pickle.dumps(measure(*args)))
+    dist.destroy_process_group()
 
 
 @contextmanager

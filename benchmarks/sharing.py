@@ -1,10 +1,11 @@
 """What one shared pass saves: the time of two full passes over the time of one, for one pair, forward and backward.
 
-    python -m benchmarks.sharing [--trunk 4096] [--branch 256] [--repeats 5]
+    python -m benchmarks.sharing [--trunk 4096 8192] [--branch 256] [--ranks 1 2] [--repeats 5]
 
 Both sides are the same Megatron model (a random 30M-parameter Mistral), the same log-prob head and the same objective.
-The two-pass side runs [trunk, chosen] and [trunk, rejected] as two ordinary causal sequences with torch's
-scaled_dot_product_attention, as DPO trainers do. Before anything is timed, loss and gradients of both must agree.
+The two-pass side runs [trunk, chosen] and [trunk, rejected] as two ordinary causal sequences, as DPO trainers do: with
+torch's scaled_dot_product_attention on one rank, with zigzag ring attention on several context-parallel ones. Before
+anything is timed, loss and gradients of both must agree. The time of a step is that of the slowest rank.
 """
 
 import argparse
@@ -14,89 +15,64 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from benchmarks.common import one_rank, write_result
-from megatron_longpo import platform
+from benchmarks.common import on_ranks, platform, write_result
+from benchmarks.small_mistral import OPTIONS, loss_of, random_ids, random_mistral, random_pair, shared_pass
 from megatron_longpo.model.attention import PairAttention, PairParams
-from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import HeadContext, PackInput, _logprob_head, forward_pack, pack, pair_input
-from megatron_longpo.model.rope_parameters import RopeParameters
-from megatron_longpo.model.targets import pair_logps
-from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
-
-OPTIONS: dict[str, Any] = {
-    "num_layers": 8,
-    "hidden_size": 448,
-    "ffn_hidden_size": 1536,
-    "num_attention_heads": 8,
-    "num_query_groups": 2,
-    "kv_channels": 56,
-    "normalization": "RMSNorm",
-    "layernorm_epsilon": 1e-5,
-    "add_bias_linear": False,
-    "add_qkv_bias": False,
-    "swiglu": True,
-    "untie_embeddings_and_output_weights": True,
-    "vocab_size": 8192,
-    "max_position_embeddings": 131072,
-}
-OBJECTIVE = Objective(beta=0.5, pref_coef=1.0)
-REFERENCE = -1000.0
-"""Any number: what matters is that both sides subtract the same."""
-
-
-class CausalAttention(nn.Module):
-    """Core attention of the two-pass side: one ordinary causal sequence."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return out.permute(2, 0, 1, 3).flatten(2)
+from megatron_longpo.model.forward import HeadContext, _logprob_head
+from megatron_longpo.model.targets import PairLogps, Targets, pair_logps
+from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
 
 
 def main() -> None:
     """Measure and write the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trunk", type=int, default=4096, help="tokens")
+    parser.add_argument("--trunk", type=int, nargs="+", default=[4096, 8192], help="tokens")
     parser.add_argument("--branch", type=int, default=256, help="tokens")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="context-parallel ranks")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    with one_rank():
-        write_result("sharing", measure(args.trunk, args.branch, args.repeats))
+    rows = []
+    for trunk in args.trunk:
+        for num_ranks in args.ranks:
+            rows.append(on_ranks(measure, num_ranks, trunk, args.branch, args.repeats)[0])
+            print(
+                "trunk {trunk}, branches {branch}, cp {num_ranks}: two passes / shared: median {median_ratio:.3f}, "
+                "{least:.3f} to {most:.3f}; largest difference {largest_relative_difference:.1e}".format(
+                    **rows[-1], least=min(rows[-1]["ratios"]), most=max(rows[-1]["ratios"])
+                ),
+                flush=True,
+            )
+    write_result("sharing", rows)
 
 
 def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
-    """Check that both sides agree, then time them in turn; seconds."""
-    dtype = torch.float32 if platform.is_cpu() else torch.bfloat16
-    config = transformer_config(OPTIONS, tensor=1, pipeline=1, sequence=False, dtype=dtype)
-    shape = ModelShape.of(OPTIONS, RopeParameters(rope_theta=1e6), multiple=1)
-    model = build_model(config, shape).to(torch.cuda.current_device())
-    pair = random_pair(trunk, branch)
+    """On every rank: check that both sides agree, then time them in turn; seconds."""
+    group = parallel_state.get_context_parallel_group()
+    model = random_mistral(group.size())
     sides: dict[str, Callable[[], Tensor]] = {
-        "two_passes": lambda: two_passes(model, pair),
-        "shared": lambda: shared_pass(model, pair),
+        "two_passes": lambda: two_passes(model, trunk, branch, group),
+        "shared": lambda: _shared(model, trunk, branch),
     }
     difference = compare(model, sides)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
+            dist.barrier()
             start = time.perf_counter()
             side().backward()
             torch.cuda.synchronize()
+            dist.barrier()
             times[name].append(time.perf_counter() - start)
     ratios = [two / one for two, one in zip(times["two_passes"], times["shared"], strict=True)]
-    num_parameters = sum(p.numel() for p in model.parameters())
-    print(
-        f"{num_parameters / 1e6:.1f}M parameters, trunk {trunk}, branches {branch}; largest difference {difference:.1e}"
-    )
-    for name, seconds in times.items():
-        print(f"{name:12} median {statistics.median(seconds):.3f} s")
-    print(f"two passes / shared: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
     return {
-        "num_parameters": num_parameters,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "num_ranks": group.size(),
         "trunk": trunk,
         "branch": branch,
         "seconds": times,
@@ -106,65 +82,74 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def random_pair(trunk: int, branch: int) -> PackInput:
-    """A pair with one response of branch - 1 tokens on each side."""
-    torch.manual_seed(0)
-    ids = torch.randint(OPTIONS["vocab_size"], (trunk + 2 * branch,))
-    ids[trunk + branch] = ids[trunk]  # both branches open with the same token
-    spans = torch.tensor([[1, branch]])
-    chosen = ids[trunk : trunk + branch]
-    pair = pair_input(ids[:trunk], chosen, ids[trunk + branch :], spans, spans, nll_over_all=True)
-    return pack([pair]).to(torch.cuda.current_device())
+class CausalAttention(nn.Module):
+    """Core attention of the two-pass side: one ordinary causal sequence."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        if self.group.size() == 1:
+            out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            out = _RingAttention.apply(q, k, v, TrunkExchange(keys=self.group), q.shape[-1] ** -0.5)
+        return out.permute(2, 0, 1, 3).flatten(2)
 
 
-def shared_pass(model: GPTModel, pair: PackInput) -> Tensor:
-    """The product's step: loss of one pair."""
-    _set_attention(model, PairAttention)
-    logp = forward_pack(model, pair, OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group())
-    (policy,) = pair_logps(logp, pair.targets)
-    return _loss(policy.chosen_K.sum(), policy.rejected_K.sum(), policy.nll)
+class _RingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, exchange: TrunkExchange, scale: float) -> Tensor:
+        out, lse = trunk_forward(q, k, v, exchange, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.exchange, ctx.scale = exchange, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *trunk_backward(grad_out, *ctx.saved_tensors, exchange=ctx.exchange, scale=ctx.scale), None, None
 
 
-def two_passes(model: GPTModel, pair: PackInput) -> Tensor:
+def _shared(model: GPTModel, trunk: int, branch: int) -> Tensor:
+    _set_attention(model, lambda attention: PairAttention(model.config, 1, attention.attn_mask_type, "self"))
+    return shared_pass(model, random_pair(trunk, branch))
+
+
+def two_passes(model: GPTModel, trunk: int, branch: int, group: ProcessGroup) -> Tensor:
     """The same loss from two full sequences."""
-    _set_attention(model, CausalAttention)
-    (layout,) = pair.layout.pairs
-    trunk = layout.trunk
-    chosen_logp, rejected_logp = (
-        _sequence_logp(model, torch.cat((pair.tokens_L[:trunk], pair.tokens_L[part])), first)
-        for part, first in zip(layout.branch_slices, (0, trunk), strict=True)
-    )
-    return _loss(chosen_logp[trunk:].double().sum(), rejected_logp.double().sum(), -chosen_logp.double().mean())
+    _set_attention(model, lambda _: CausalAttention(group))
+    trunk_T, *branches = random_ids(trunk, branch)
+    chosen, rejected = (_sequence_logps(model, torch.cat((trunk_T, ids)), trunk, group) for ids in branches)
+    return loss_of(chosen.chosen_K.sum(), rejected.chosen_K.sum(), chosen.nll)
 
 
-def _sequence_logp(model: GPTModel, ids: Tensor, first: int) -> Tensor:
-    """Log-probs of tokens first + 1, first + 2, ... of one ordinary sequence."""
-    rows = torch.arange(first, len(ids) - 1, device=ids.device)
-    positions = torch.arange(len(ids), device=ids.device)
-    return model(
-        input_ids=ids[None],
-        position_ids=positions[None],
+def _sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGroup) -> PairLogps:
+    """Of one ordinary sequence: the response is what follows the branch's first token."""
+    padded = len(ids) + -len(ids) % (2 * group.size())
+    rows = torch.arange(len(ids) - 1)
+    targets = Targets(rows, ids[1:], torch.where(rows >= trunk, 0, 2), torch.ones_like(rows) > 0, 1, len(rows))
+    chunks = torch.arange(padded).chunk(2 * group.size())
+    own = torch.cat((chunks[group.rank()], chunks[-1 - group.rank()])) if group.size() > 1 else torch.arange(padded)
+    targets = targets.of_share(own, padded).to(torch.cuda.current_device())
+    device = torch.cuda.current_device()
+    tokens = nn.functional.pad(ids, (0, padded - len(ids)))[own].to(device)
+    logp = model(
+        input_ids=tokens[None],
+        position_ids=own[None].to(device),
         attention_mask=None,
-        packed_seq_params=PairParams(qkv_format="sbhd", positions_L=positions),
+        packed_seq_params=PairParams(qkv_format="sbhd", positions_L=own.to(device)),
         output_processor=_logprob_head,
         output_processor_context=HeadContext(
-            rows, ids[rows + 1], OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group()
+            targets.rows_N, targets.labels_N, OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group()
         ),
     )
+    return pair_logps(logp, [targets], group)[0]
 
 
-def _loss(chosen: Tensor, rejected: Tensor, nll: Tensor) -> Tensor:
-    reference = torch.full_like(chosen, REFERENCE)
-    return pair_loss(margin_by_turn(chosen, rejected, reference, reference), nll, OBJECTIVE).loss
-
-
-def _set_attention(model: GPTModel, kind: type[nn.Module]) -> None:
+def _set_attention(model: GPTModel, make: Callable[[Any], nn.Module]) -> None:
     for layer in model.decoder.layers:
-        attention = layer.self_attention
-        if not isinstance(attention.core_attention, kind):
-            attention.core_attention = (
-                kind() if kind is CausalAttention else kind(model.config, 1, attention.attn_mask_type, "self")
-            )
+        layer.self_attention.core_attention = make(layer.self_attention)
 
 
 def compare(model: GPTModel, sides: dict[str, Callable[[], Tensor]]) -> float:
@@ -178,7 +163,10 @@ def compare(model: GPTModel, sides: dict[str, Callable[[], Tensor]]) -> float:
         model.zero_grad()
         loss = side()
         loss.backward()
-        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+        found.append([loss.detach(), *gradients])
     model.zero_grad()
     worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
     limit = 1e-4 if platform.is_cpu() else 5e-2  # fp32 sums in another order; bf16 has 8 bits

@@ -6,7 +6,6 @@ the checkpoint's own config.json and becomes the parser's defaults.
 
 import argparse
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,7 +258,7 @@ def _step_settings(args: argparse.Namespace, max_turns: int, buckets: tuple[int,
         max_turns=max_turns,
         length_buckets=buckets,
         vocab_size=args.vocab_size,
-        sequence_multiple=args.tensor_model_parallel_size if args.sequence_parallel else 1,
+        sequence_multiple=_sequence_multiple(args),
         keep_attention=args.longpo_recompute == "keep-attention",
         objective=Objective(
             name=args.longpo_objective,
@@ -273,12 +272,10 @@ def _step_settings(args: argparse.Namespace, max_turns: int, buckets: tuple[int,
     )
 
 
-def install_writer(wrap: Callable[[Any | None], Any]) -> None:
-    """Put ``wrap(TensorBoard writer or None)`` in the place of Megatron's writer, on the last rank, where it logs."""
-    from megatron.training import get_args, global_vars
-
-    if get_args().rank == get_args().world_size - 1:
-        global_vars._GLOBAL_TENSORBOARD_WRITER = wrap(global_vars.get_tensorboard_writer())
+def _sequence_multiple(args: argparse.Namespace) -> int:
+    """Of the tokens of a rank: sequence parallelism cuts them up, and FP8 products take them by sixteens."""
+    parts = args.tensor_model_parallel_size if args.sequence_parallel else 1
+    return parts * (16 if args.fp8 else 1)
 
 
 def _policy_rope(args: argparse.Namespace, source: Path) -> RopeParameters:

@@ -12,6 +12,7 @@ from megatron_longpo.hf.folder import TRACKER_FILE, checkpoint_folder
 from megatron_longpo.hf.rope import ROPE_EXAMPLE
 from megatron_longpo.hf.sidecar import Identity, read_hf_config
 from megatron_longpo.hf.torch_dist import CheckpointReader
+from megatron_longpo.model.build import check_transformer_impl
 from megatron_longpo.model.exchange import check_exchange
 from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING
 from megatron_longpo.optimizer import STATE
@@ -45,8 +46,9 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--rampup-batch-size": args.rampup_batch_size is not None,
         "--step-batch-size-schedule": args.step_batch_size_schedule is not None,
         "--num-experts": args.num_experts is not None,
-        "--transformer-impl (local is)": args.transformer_impl != "local",
-        "--fp8-format": args.fp8 is not None,
+        "--fp8-format without --transformer-impl transformer_engine": (
+            args.fp8 is not None and args.transformer_impl != "transformer_engine"
+        ),
         "--mtp-num-layers": args.mtp_num_layers is not None,
         "--rotary-interleaved": args.rotary_interleaved,
         "--dataloader-type (external is)": args.dataloader_type != "external",
@@ -71,6 +73,12 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         raise UserError("--longpo-beta must be above 0, --longpo-pref-coef and --longpo-nll-coef at least 0")
     if args.longpo_nll_coef == 0 and (args.longpo_pref_coef == 0 or args.longpo_objective == "sft"):
         raise UserError("--longpo-nll-coef is 0 and so is the preference term: there is nothing to train")
+    check_transformer_impl(args.transformer_impl)
+    if args.longpo_recompute and args.transformer_impl != "local":
+        raise UserError(
+            f"--longpo-recompute {args.longpo_recompute} needs attention that gives its log-sum-exp, which Transformer "
+            f"Engine does not; choose --transformer-impl local, or Megatron's own --recompute-granularity"
+        )
     if args.longpo_recompute and args.recompute_granularity != "full":
         raise UserError(
             f"--longpo-recompute {args.longpo_recompute} is full recomputation that keeps attention; remove "

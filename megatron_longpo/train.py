@@ -7,7 +7,7 @@ for: the model and the datasets; the forward step with its loss is step.py.
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -21,12 +21,12 @@ platform.activate()  # before Megatron is imported, which looks for CUDA as it l
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
 from megatron.core.num_microbatches_calculator import get_num_microbatches  # noqa: E402
-from megatron.training import get_args, get_tensorboard_writer, get_timers, pretrain, training  # noqa: E402
+from megatron.training import get_args, get_tensorboard_writer, get_timers, global_vars, pretrain, training  # noqa: E402
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args  # noqa: E402
 from torch import nn  # noqa: E402
 
-from megatron_longpo.arguments import LongPOSettings, install_writer, parse  # noqa: E402
+from megatron_longpo.arguments import LongPOSettings, parse  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
 from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
@@ -112,6 +112,7 @@ def _online_reference(settings: OnlineSettings) -> OnlineReference:
         dtype=args.params_dtype,
         sequence_parallel=args.sequence_parallel,
         cp_comm_type=args.cp_comm_type,
+        transformer_impl=args.transformer_impl,
     )
     return OnlineReference(model, settings.context)
 
@@ -150,7 +151,7 @@ def _batches(
     from.
     """
     args = get_args()
-    install_writer(lambda tensorboard: MetricsWriter(settings.metrics, tensorboard, _training_seconds, args.iteration))
+    _install_writer(lambda tensorboard: MetricsWriter(settings.metrics, tensorboard, _training_seconds, args.iteration))
     rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     cached, with_short = settings.reference, False
     if isinstance(cached, OnlineSettings):
@@ -167,6 +168,12 @@ def _batches(
         first = 0 if args.skip_train else args.consumed_valid_samples
         valid = loader(args, held_out, ([sample] for sample in count(first + rank, num_ranks)))
     return train, valid, None
+
+
+def _install_writer(wrap: Callable[[Any | None], Any]) -> None:
+    """Put ``wrap(TensorBoard writer or None)`` in the place of Megatron's writer, on the last rank, where it logs."""
+    if get_args().rank == get_args().world_size - 1:
+        global_vars._GLOBAL_TENSORBOARD_WRITER = wrap(global_vars.get_tensorboard_writer())
 
 
 def _training_seconds() -> float:

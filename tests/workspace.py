@@ -117,8 +117,13 @@ def train(
     kill_when: Callable[[], bool] = lambda: False,
 ) -> Finished:
     """Run ``-m megatron_longpo.train`` on ``num_ranks`` ranks with the options every small run needs."""
+    return launch(train_main, train_argv(work, *options), num_ranks, timeout, kill_when)
+
+
+def train_argv(work: Workspace, *options: str | Path) -> list[str]:
+    """The command line of a small run."""
     common = ["--load", work.imported, "--longpo-data", work.data, "--global-batch-size", "4", "--lr", "1e-3"]
-    return launch(train_main, [str(part) for part in (*common, *options)], num_ranks, timeout, kill_when)
+    return [str(part) for part in (*common, *options)]
 
 
 def read_metrics(path: Path, split: str = "train") -> list[dict[str, Any]]:

@@ -95,9 +95,7 @@ class PairAttention(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        if config.attention_dropout or config.window_size or attention_type != "self":
-            raise ValueError("pair attention is causal self-attention without dropout and without a sliding window")
-        self.scale = softmax_scale or config.kv_channels**-0.5  # type: ignore[operator]  # set by __post_init__
+        self.scale = plain_scale(config, attention_type, softmax_scale)
         groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
         self.layer_number = layer_number
         self.cp_group: ProcessGroup = groups.cp
@@ -136,13 +134,24 @@ class PairAttention(nn.Module):
         return out_HLD.permute(2, 0, 1, 3).flatten(2)
 
 
+def plain_scale(config: TransformerConfig, attention_type: str, softmax_scale: float | None) -> float:
+    """The factor of the scores.
+
+    Raises:
+        ValueError: the config asks for more than causal self-attention.
+    """
+    if config.attention_dropout or config.window_size or attention_type != "self":
+        raise ValueError("pair attention is causal self-attention without dropout and without a sliding window")
+    return softmax_scale or config.kv_channels**-0.5  # type: ignore[operator]  # set by __post_init__
+
+
 @torch.no_grad()
 def pair_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackLayout, exchange: TrunkExchange, cp_group: ProcessGroup, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attend [1, H, L, D] queries to [1, G, L, D] keys: (output [1, H, L, D], log-sum-exp [1, H, L] fp32, nats)."""
     out, lse = torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
-    for pair, trunk, branches in _places(layout):
+    for pair, trunk, branches in places(layout):
         q_T, k_T, v_T = (x[:, :, trunk] for x in (q, k, v))
         out[:, :, trunk], lse[:, :, trunk] = trunk_forward(q_T, k_T, v_T, exchange, scale)
         q_B, k_B, v_B = (x[:, :, branches] for x in (q, k, v))
@@ -176,7 +185,7 @@ class _PairAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         exchange, cp_group, scale = ctx.exchange, ctx.cp_group, ctx.scale
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-        for pair, trunk, branches in _places(ctx.layout):
+        for pair, trunk, branches in places(ctx.layout):
             g_T, q_T, k_T, v_T, out_T, lse_T = (x[:, :, trunk] for x in (grad_out, q, k, v, out, lse))
             dq[:, :, trunk], dk[:, :, trunk], dv[:, :, trunk] = trunk_backward(
                 g_T, q_T, k_T, v_T, out_T, lse_T, exchange, scale
@@ -190,7 +199,7 @@ class _PairAttention(torch.autograd.Function):
         return dq, dk, dv, *[None] * 6
 
 
-def _places(layout: PackLayout) -> Iterator[tuple[PairLayout, slice, slice]]:
+def places(layout: PackLayout) -> Iterator[tuple[PairLayout, slice, slice]]:
     """Each pair with this rank's share of its trunk and of its branches: no pair reads or writes elsewhere."""
     for pair, part in zip(layout.pairs, layout.parts, strict=True):
         border = part.start + pair.local_trunk

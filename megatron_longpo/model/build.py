@@ -3,10 +3,14 @@ implementation, a norm that knows sequence parallelism."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -15,9 +19,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
 from megatron_longpo import platform
+from megatron_longpo.errors import UserError
 from megatron_longpo.model.attention import PairAttention
 from megatron_longpo.model.rope import PairRotaryEmbedding
 from megatron_longpo.model.rope_parameters import RopeParameters
+from megatron_longpo.model.transformer_engine import TransformerEngineAttention
+
+TRANSFORMER_IMPLS = ("local", "transformer_engine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +64,7 @@ def transformer_config(
     dtype: torch.dtype,
     context: int = 1,
     cp_comm_type: Sequence[str] = ("p2p",),
+    transformer_impl: str = "local",
 ) -> TransformerConfig:
     """Megatron's model config without its argument parser, from hf.config.megatron_options and the sizes of the axes.
 
@@ -83,6 +92,7 @@ def transformer_config(
         sequence_parallel=sequence and tensor > 1,
         context_parallel_size=context,
         cp_comm_type=cp_comm_type[0] if len(cp_comm_type) == 1 else list(cp_comm_type),
+        transformer_impl=transformer_impl,  # type: ignore[arg-type]  # a Literal
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
@@ -92,6 +102,19 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
     )
+
+
+def check_transformer_impl(name: str) -> None:
+    """The implementation that ``--transformer-impl`` names can run here.
+
+    Raises:
+        UserError: it cannot, or pairs do not run with it.
+    """
+    if name not in TRANSFORMER_IMPLS:
+        raise UserError(f"--transformer-impl {name} does not run pairs; choose {' or '.join(TRANSFORMER_IMPLS)}")
+    if name == "transformer_engine" and (platform.is_cpu() or not find_spec("transformer_engine")):
+        missing = "a CUDA device" if platform.is_cpu() else "the package transformer-engine (extra: gpu)"
+        raise UserError(f"--transformer-impl transformer_engine needs {missing}, not found here; choose local")
 
 
 class SequenceParallelRMSNorm(nn.RMSNorm):
@@ -146,6 +169,8 @@ def build_model(
 
 
 def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    if config.transformer_impl == "transformer_engine":
+        return _transformer_engine_spec(config, vp_stage)
     layer: ModuleSpec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
     submodules = layer.submodules
     submodules.input_layernorm = SequenceParallelRMSNorm  # type: ignore[union-attr]
@@ -153,3 +178,12 @@ def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerB
     submodules.self_attention.submodules.core_attention = PairAttention  # type: ignore[union-attr]
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=SequenceParallelRMSNorm)
+
+
+def _transformer_engine_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    from megatron.core.extensions.transformer_engine import TENorm  # absent without the package
+
+    layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    layer.submodules.self_attention.submodules.core_attention = TransformerEngineAttention  # type: ignore[union-attr]
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=TENorm)

@@ -59,7 +59,12 @@ def check_reference_checkpoint(checkpoint: Path, args: argparse.Namespace, optio
 
 
 def load_frozen(
-    checkpoint: Path, *, dtype: torch.dtype, sequence_parallel: bool, cp_comm_type: Sequence[str]
+    checkpoint: Path,
+    *,
+    dtype: torch.dtype,
+    sequence_parallel: bool,
+    cp_comm_type: Sequence[str],
+    transformer_impl: str,
 ) -> FrozenReference:
     """Load the imported weights of ``checkpoint`` on Megatron's current parallel groups, as ``dtype``."""
     options = megatron_options(read_hf_config(checkpoint))
@@ -71,6 +76,7 @@ def load_frozen(
         context=parallel_state.get_context_parallel_world_size(),
         sequence=sequence_parallel,
         cp_comm_type=cp_comm_type,
+        transformer_impl=transformer_impl,
         dtype=dtype,
     )
     shape = ModelShape.of(options, read_identity(checkpoint).rope, multiple=tensor)

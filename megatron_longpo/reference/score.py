@@ -32,6 +32,7 @@ from megatron_longpo.data.dataset import conversation_arrays  # noqa: E402
 from megatron_longpo.data.indexed import PairReader  # noqa: E402
 from megatron_longpo.data.render import Context, TrunkAndBranches  # noqa: E402
 from megatron_longpo.hf.sidecar import Identity, read_identity  # noqa: E402
+from megatron_longpo.model.build import TRANSFORMER_IMPLS, check_transformer_impl  # noqa: E402
 from megatron_longpo.model.exchange import CP_COMM_TYPES  # noqa: E402
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache  # noqa: E402
 from megatron_longpo.reference.frozen import (  # noqa: E402
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cp-comm-type", nargs="+", default=["p2p"], metavar="TYPE", help=", ".join(CP_COMM_TYPES))
     parser.add_argument("--hierarchical-context-parallel-sizes", type=int, nargs="+", metavar="N", help="of a2a+p2p")
     parser.add_argument("--sequence-parallel", action="store_true")
+    parser.add_argument("--transformer-impl", choices=TRANSFORMER_IMPLS, default="local", help="as training's")
     parser.add_argument("--overwrite", action="store_true", help="score again although the cache is there")
 
 
@@ -94,7 +96,11 @@ def run(args: argparse.Namespace) -> int:
     _start_ranks(args)
     try:
         reference = load_frozen(
-            args.checkpoint, dtype=dtype, sequence_parallel=args.sequence_parallel, cp_comm_type=args.cp_comm_type
+            args.checkpoint,
+            dtype=dtype,
+            sequence_parallel=args.sequence_parallel,
+            cp_comm_type=args.cp_comm_type,
+            transformer_impl=args.transformer_impl,
         )
         journal = Journal(output.with_name(f".{output.name}.journal"), asdict(manifest), dist.get_rank())
         _score_missing(reader, args.context, reference, journal)
@@ -115,6 +121,7 @@ def _check(args: argparse.Namespace, reader: PairReader, identity: Identity) -> 
             f"--data {args.data} was built with another tokenizer or chat template than that of --checkpoint "
             f"{args.checkpoint}; build it again with --tokenizer {args.checkpoint}/hf"
         )
+    check_transformer_impl(args.transformer_impl)
     check_reference_checkpoint(args.checkpoint, args, "--checkpoint")
     together = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
     if (num_ranks := int(os.environ.get("WORLD_SIZE", "1"))) % together:

@@ -51,8 +51,8 @@ def assert_same(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
 @pytest.mark.parametrize(
     "layout, num_ranks",
     [
-        ([], 1),
-        (["--tensor-model-parallel-size", "2", "--sequence-parallel"], 2),
+        pytest.param([], 1, marks=pytest.mark.slow),
+        pytest.param(["--tensor-model-parallel-size", "2", "--sequence-parallel"], 2, marks=pytest.mark.slow),
         (["--pipeline-model-parallel-size", "2"], 2),
         (["--context-parallel-size", "2"], 2),
     ],

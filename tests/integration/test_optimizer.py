@@ -66,7 +66,9 @@ def test_with_and_without_the_distributed_optimizer(plain: Path, distributed: Pa
     assert_same_course(distributed, plain)
 
 
-@pytest.mark.parametrize("options", [[], [DISTRIBUTED]], ids=["plain", "distributed"])
+@pytest.mark.parametrize(
+    "options", [pytest.param([], marks=pytest.mark.slow), [DISTRIBUTED]], ids=["plain", "distributed"]
+)
 def test_resumes_bit_for_bit(work: Workspace, options: list[str], request: pytest.FixtureRequest) -> None:
     """Five steps, then the same command again."""
     name = request.node.callspec.id
@@ -81,7 +83,7 @@ def test_resumes_bit_for_bit(work: Workspace, options: list[str], request: pytes
     "layout, num_ranks",
     [
         (["--tensor-model-parallel-size", "2", "--sequence-parallel"], 2),
-        ([], 1),
+        pytest.param([], 1, marks=pytest.mark.slow),
     ],
     ids=["tp2", "one-rank"],
 )

@@ -85,9 +85,9 @@ def test_on_the_long_context_too(work: Workspace, cache: ReferenceCache, long_ca
 @pytest.mark.parametrize(
     "layout",
     [
-        ["--context-parallel-size", "2"],
+        pytest.param(["--context-parallel-size", "2"], marks=pytest.mark.slow),
         ["--context-parallel-size", "2", "--cp-comm-type", "a2a", "--pipeline-model-parallel-size", "2"],
-        ["--tensor-model-parallel-size", "2", "--sequence-parallel"],
+        pytest.param(["--tensor-model-parallel-size", "2", "--sequence-parallel"], marks=pytest.mark.slow),
     ],
     ids=["cp2", "cp2-a2a-pp2", "tp2-sp"],
 )

@@ -1,13 +1,17 @@
 """What the training program refuses: one clear line, status 2, and nothing written."""
 
+import contextlib
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.workspace import Workspace, make_workspace, train
+from tests.ranks import run_ranks
+from tests.workspace import Workspace, make_workspace, train, train_argv, train_main
 
 RMSPROP = ["--longpo-optimizer", "rmsprop"]
 
@@ -19,66 +23,105 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1) -> str:
     """The one error line of a run that must fail."""
-    save = work.folder / "refused"
-    finished = train(work, "--save", save, "--train-iters", "1", *options, num_ranks=num_ranks)
+    finished = train(work, *common(work), *options, num_ranks=num_ranks)
     lines = [line for line in finished.output.splitlines() if "error:" in line]
     assert finished.status == 2 and len(lines) == 1, finished.output
     assert "Traceback" not in finished.output
-    assert not save.exists()
+    assert not (work.folder / "refused").exists()
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    "options, expected",
-    [
-        (["--context-parallel-size", "4", "--cp-comm-type", "a2a"], "at most 2 ranks can swap here"),
-        (["--context-parallel-size", "4", "--cp-comm-type", "a2a+p2p"], "--hierarchical-context-parallel-sizes A B"),
-        (["--context-parallel-size", "2", "--cp-comm-type", "ring"], "choose p2p, all_gather"),
-        (["--micro-batch-size", "2"], "--micro-batch-size"),
-        (["--longpo-tokens-per-microbatch", "8"], "8 is below the longest pair"),
-        (["--rampup-batch-size", "2", "2", "8"], "--rampup-batch-size"),
-        (["--num-layers", "7"], "--num-layers is 7 but the checkpoint"),
-        (["--longpo-beta", "0"], "--longpo-beta must be above 0"),
-        (["--longpo-pref-coef", "0", "--longpo-nll-coef", "0"], "nothing to train"),
-        (["--longpo-objective", "ipo", "--longpo-label-smoothing", "0.1"], "ipo has no label smoothing"),
-        (
-            ["--longpo-recompute", "keep-attention", "--recompute-granularity", "selective"],
-            "remove --recompute-granularity selective",
-        ),
-        (["--longpo-rmsprop-alpha", "0.9"], "is for --longpo-optimizer rmsprop"),
-        ([*RMSPROP, "--longpo-rmsprop-alpha", "1"], "--longpo-rmsprop-alpha 1.0 must be at least 0 and below 1"),
-        ([*RMSPROP, "--optimizer", "sgd"], "--optimizer sgd is not an option of --longpo-optimizer rmsprop"),
-        ([*RMSPROP, "--adam-beta2", "0.95"], "--adam-beta2 0.95 (--longpo-rmsprop-alpha is)"),
-        ([*RMSPROP, "--use-precision-aware-optimizer"], "without --optimizer-cpu-offload"),
-        (["--optimizer-cpu-offload"], "there is no CUDA"),
-        (["--longpo-label-smoothing", "0.5"], "must be at least 0 and below 0.5"),
-        (["--split", "0,0"], "--split"),
-        (["--split", "50,25,25"], "only a validation part"),
-        (["--load", "/nowhere"], "no hf/config.json"),
-        (["--longpo-data", "/nowhere/data"], "/nowhere/data.manifest.json"),
-        (["--transformer-impl", "transformer_engine"], "--transformer-impl"),
-        (["--longpo-rope-scaling", "yarn"], "--longpo-rope-scaling yarn: not valid JSON"),
-        (["--longpo-rope-scaling", '{"rope_type": "dynamic", "factor": 2}'], 'rope_type is "dynamic"; supported are'),
-        (
-            ["--longpo-rope-scaling", '{"rope_type": "longrope"}'],
-            'rope_type is "longrope"; supported are default',
-        ),
-        (["--longpo-rope-scaling", '{"rope_type": "linear"}'], "--longpo-rope-scaling: factor is missing"),
-        (["--longpo-rope-scaling", '{"rope_type": "linear", "factor": 2, "rope_theta": 1e6}'], "with --rotary-base"),
-        (["--rotary-base", "-1"], "--rotary-base: rope_theta is -1.0; it must be a number above 0"),
-        (["--use-rope-scaling"], "--use-rope-scaling is not read; give RoPE scaling in Hugging Face's form"),
-        (["--rope-scaling-factor", "4"], "--rope-scaling-factor is not read"),
-        (["--position-embedding-type", "yarn"], "--position-embedding-type is not read"),
-        (["--no-yarn-correction-range-round-to-int"], "--yarn-correction-range-round-to-int is not read"),
-        (["--rotary-seq-len-interpolation-factor", "2"], "--rotary-seq-len-interpolation-factor is not read"),
-        (["--no-rope-freq", "4"], "--no-rope-freq is not supported"),
-        (["--rotary-percent", "0.5"], "--rotary-percent is 0.5 but the checkpoint"),
-        (["--max-position-embeddings", "100"], "--max-position-embeddings 100"),
-        (["--train-samples", "4"], "Megatron refuses the options: expected iteration-based training"),
-    ],
-)
-def test_options(work: Workspace, options: list[str], expected: str) -> None:
-    assert expected in refusal(work, *options)
+def common(work: Workspace) -> list[str]:
+    return ["--save", str(work.folder / "refused"), "--train-iters", "1"]
+
+
+REFUSED: list[tuple[list[str], str]] = [
+    (["--context-parallel-size", "4", "--cp-comm-type", "a2a"], "at most 2 ranks can swap here"),
+    (["--context-parallel-size", "4", "--cp-comm-type", "a2a+p2p"], "--hierarchical-context-parallel-sizes A B"),
+    (["--context-parallel-size", "2", "--cp-comm-type", "ring"], "choose p2p, all_gather"),
+    (["--micro-batch-size", "2"], "--micro-batch-size"),
+    (["--longpo-tokens-per-microbatch", "8"], "8 is below the longest pair"),
+    (["--rampup-batch-size", "2", "2", "8"], "--rampup-batch-size"),
+    (["--num-layers", "7"], "--num-layers is 7 but the checkpoint"),
+    (["--longpo-beta", "0"], "--longpo-beta must be above 0"),
+    (["--longpo-pref-coef", "0", "--longpo-nll-coef", "0"], "nothing to train"),
+    (["--longpo-objective", "ipo", "--longpo-label-smoothing", "0.1"], "ipo has no label smoothing"),
+    (
+        ["--longpo-recompute", "keep-attention", "--recompute-granularity", "selective"],
+        "remove --recompute-granularity selective",
+    ),
+    (["--longpo-rmsprop-alpha", "0.9"], "is for --longpo-optimizer rmsprop"),
+    ([*RMSPROP, "--longpo-rmsprop-alpha", "1"], "--longpo-rmsprop-alpha 1.0 must be at least 0 and below 1"),
+    ([*RMSPROP, "--optimizer", "sgd"], "--optimizer sgd is not an option of --longpo-optimizer rmsprop"),
+    ([*RMSPROP, "--adam-beta2", "0.95"], "--adam-beta2 0.95 (--longpo-rmsprop-alpha is)"),
+    ([*RMSPROP, "--use-precision-aware-optimizer"], "without --optimizer-cpu-offload"),
+    (["--optimizer-cpu-offload"], "there is no CUDA"),
+    (["--longpo-label-smoothing", "0.5"], "must be at least 0 and below 0.5"),
+    (["--split", "0,0"], "--split"),
+    (["--split", "50,25,25"], "only a validation part"),
+    (["--load", "/nowhere"], "no hf/config.json"),
+    (["--longpo-data", "/nowhere/data"], "/nowhere/data.manifest.json"),
+    (["--transformer-impl", "transformer_engine"], "--transformer-impl transformer_engine needs a CUDA device"),
+    (["--transformer-impl", "inference_optimized"], "choose local or transformer_engine"),
+    (["--fp8-format", "hybrid"], "--fp8-format without --transformer-impl transformer_engine"),
+    (["--longpo-rope-scaling", "yarn"], "--longpo-rope-scaling yarn: not valid JSON"),
+    (["--longpo-rope-scaling", '{"rope_type": "dynamic", "factor": 2}'], 'rope_type is "dynamic"; supported are'),
+    (
+        ["--longpo-rope-scaling", '{"rope_type": "longrope"}'],
+        'rope_type is "longrope"; supported are default',
+    ),
+    (["--longpo-rope-scaling", '{"rope_type": "linear"}'], "--longpo-rope-scaling: factor is missing"),
+    (["--longpo-rope-scaling", '{"rope_type": "linear", "factor": 2, "rope_theta": 1e6}'], "with --rotary-base"),
+    (["--rotary-base", "-1"], "--rotary-base: rope_theta is -1; it must be a number above 0"),
+    (["--use-rope-scaling"], "--use-rope-scaling is not read; give RoPE scaling in Hugging Face's form"),
+    (["--rope-scaling-factor", "4"], "--rope-scaling-factor is not read"),
+    (["--position-embedding-type", "yarn"], "--position-embedding-type is not read"),
+    (["--no-yarn-correction-range-round-to-int"], "--yarn-correction-range-round-to-int is not read"),
+    (["--rotary-seq-len-interpolation-factor", "2"], "--rotary-seq-len-interpolation-factor is not read"),
+    (["--no-rope-freq", "4"], "--no-rope-freq is not supported"),
+    (["--rotary-percent", "0.5"], "--rotary-percent is 0.5 but the checkpoint"),
+    (["--max-position-embeddings", "100"], "--max-position-embeddings 100"),
+    (["--train-samples", "4"], "Megatron refuses the options: expected iteration-based training"),
+    (["--longpo-online-reference", "--longpo-reference", "REFERENCE"], "remove it or --longpo-reference"),
+    (
+        ["--longpo-online-reference", "--longpo-reference-checkpoint", "/nowhere"],
+        "/nowhere/hf/config.json does",
+    ),
+    (["--longpo-objective", "dpo"], "data.reference-long.npz: no reference log-probs there"),
+    (
+        ["--longpo-objective", "dpo", "--longpo-reference", "REFERENCE"],
+        "another context (short, need long); score the dataset with --context long",
+    ),
+    (["--longpo-objective", "sft", "--longpo-reference", "REFERENCE"], "sft has no reference; remove --longpo-ref"),
+    (["--longpo-objective", "sft", "--longpo-online-reference"], "remove --longpo-online-reference"),
+]
+"""Options, and what the line that refuses them says; REFERENCE is a cache of the short contexts."""
+
+
+@pytest.fixture(scope="module")
+def refusals(work: Workspace) -> list[str]:
+    """The error line of each of REFUSED; in one process, because starting one takes longer than refusing."""
+    reference = str(work.folder / "data.reference.npz")
+    many = [[reference if option == "REFERENCE" else option for option in options] for options, _ in REFUSED]
+    return run_ranks(refuse_all, 1, [train_argv(work, *common(work), *options) for options in many])[0]
+
+
+def refuse_all(argvs: list[list[str]]) -> list[str]:
+    lines = []
+    for argv in argvs:
+        sys.argv[1:] = argv
+        with contextlib.redirect_stderr(io.StringIO()) as output:
+            status = train_main()
+        (line,) = [line for line in output.getvalue().splitlines() if "error:" in line]
+        assert status == 2, (argv, line)
+        lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize("index", range(len(REFUSED)), ids=[" ".join(options) for options, _ in REFUSED])
+def test_options(work: Workspace, refusals: list[str], index: int) -> None:
+    assert REFUSED[index][1] in refusals[index]
+    assert not (work.folder / "refused").exists()
 
 
 def test_heads_that_tensor_parallelism_does_not_divide(work: Workspace) -> None:
@@ -100,28 +143,6 @@ def test_a_batch_that_virtual_stages_cannot_share(work: Workspace) -> None:
 def test_no_reference(work: Workspace) -> None:
     line = refusal(work, "--longpo-reference", work.folder / "none.npz")
     assert "score-reference" in line
-
-
-@pytest.mark.parametrize(
-    "options, expected",
-    [
-        (["--longpo-online-reference", "--longpo-reference", "REFERENCE"], "remove it or --longpo-reference"),
-        (
-            ["--longpo-online-reference", "--longpo-reference-checkpoint", "/nowhere"],
-            "/nowhere/hf/config.json does",
-        ),
-        (["--longpo-objective", "dpo"], "data.reference-long.npz: no reference log-probs there"),
-        (
-            ["--longpo-objective", "dpo", "--longpo-reference", "REFERENCE"],
-            "another context (short, need long); score the dataset with --context long",
-        ),
-        (["--longpo-objective", "sft", "--longpo-reference", "REFERENCE"], "sft has no reference; remove --longpo-ref"),
-        (["--longpo-objective", "sft", "--longpo-online-reference"], "remove --longpo-online-reference"),
-    ],
-)
-def test_reference_options(work: Workspace, options: list[str], expected: str) -> None:
-    reference = str(work.folder / "data.reference.npz")
-    assert expected in refusal(work, *(reference if option == "REFERENCE" else option for option in options))
 
 
 def test_online_reference_of_another_tokenizer(work: Workspace, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The configurations under test and the random pairs they run on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Case:
     nll_over_all: bool = True
     reference: str = "cached"
     """cached (log-probs that are given) or online (a second model that scores short conversations)."""
+    edges: bool = False
+    """Two of the pairs are extreme: see random_pairs."""
     seed: int = 0
     """Of the pairs."""
     num_pairs: int = field(default=4)
@@ -50,6 +52,13 @@ class Case:
         return f"{self.architecture}-{'tied' if self.tied else 'untied'}"
 
     @property
+    def problem(self) -> "Case":
+        """The same step on one rank, plainly: what the oracle depends on."""
+        one_rank = {"tp": 1, "pp": 1, "cp": 1, "dp": 1, "cp_comm_type": "p2p", "sequence_parallel": False}
+        plainly = {"distributed_optimizer": False, "recompute": "none", "pairs_per_microbatch": 1}
+        return replace(self, **one_rank, **plainly)
+
+    @property
     def name(self) -> str:
         switches = [
             f"tp{self.tp}pp{self.pp}" + (f"cp{self.cp}" if self.cp > 1 else "") + f"dp{self.dp}",
@@ -62,6 +71,7 @@ class Case:
             "distopt" if self.distributed_optimizer else "",
             "" if self.nll_over_all else "nll-response",
             "online" if self.reference == "online" else "",
+            "edges" if self.edges else "",
         ]
         return "-".join(switch for switch in switches if switch)
 
@@ -69,10 +79,15 @@ class Case:
 def random_pairs(case: Case) -> list[Sample]:
     """Pairs of uneven lengths with ``case.num_turns`` turns, and reference log-probs in a plausible range.
 
-    With an online reference ``short`` has a conversation a turn in the place of the log-probs.
+    With an online reference ``short`` has a conversation a turn in the place of the log-probs. With ``edges`` the first
+    pair's answers are nothing but the token that ends them and its instructions one token; the second has a trunk of
+    three tokens, shorter than two a context-parallel rank, and so branches longer than a rank's share of it.
     """
     rng = np.random.default_rng(case.seed)
     pairs = [_random_pair(rng, case.num_turns) for _ in range(case.num_pairs)]
+    if case.edges:
+        pairs[0] = _random_pair(rng, case.num_turns, max_answer=1, max_instruction=1)
+        pairs[1] = _random_pair(rng, case.num_turns, trunk=3)
     if case.reference == "online":
         for pair in pairs:
             del pair["reference_chosen_logp"], pair["reference_rejected_logp"]
@@ -80,20 +95,24 @@ def random_pairs(case: Case) -> list[Sample]:
     return pairs
 
 
-def _random_pair(rng: np.random.Generator, num_turns: int) -> Sample:
-    pair = _random_conversation(rng, num_turns)
+def _random_pair(rng: np.random.Generator, num_turns: int, **lengths: int) -> Sample:
+    pair = _random_conversation(rng, num_turns, **lengths)
     for branch in ("chosen", "rejected"):
         starts, stops = pair[f"{branch}_spans"].T
         pair[f"reference_{branch}_logp"] = -5.0 * (stops - starts) + rng.normal(size=num_turns)
     return {**pair, "weight": np.array(1.0)}
 
 
-def _random_conversation(rng: np.random.Generator, num_turns: int) -> Sample:
+def _random_conversation(
+    rng: np.random.Generator, num_turns: int, trunk: int = 0, max_answer: int = 11, max_instruction: int = 5
+) -> Sample:
+    """``trunk`` 0: of any length; lengths in tokens, an answer's with the token that ends it."""
     opener = rng.integers(VOCAB)
-    chosen, chosen_spans = _random_branch(rng, opener, num_turns)
-    rejected, rejected_spans = _random_branch(rng, opener, num_turns)
+    limits = (num_turns, max_answer, max_instruction)
+    chosen, chosen_spans = _random_branch(rng, opener, *limits)
+    rejected, rejected_spans = _random_branch(rng, opener, *limits)
     return {
-        "trunk": rng.integers(VOCAB, size=rng.integers(5, 60)),
+        "trunk": rng.integers(VOCAB, size=trunk or rng.integers(5, 60)),
         "chosen": chosen,
         "rejected": rejected,
         "chosen_spans": chosen_spans,
@@ -102,14 +121,14 @@ def _random_conversation(rng: np.random.Generator, num_turns: int) -> Sample:
 
 
 def _random_branch(
-    rng: np.random.Generator, opener: int, num_turns: int
+    rng: np.random.Generator, opener: int, num_turns: int, max_answer: int, max_instruction: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(tokens, spans): the opener, then per turn an answer, and between turns a few tokens of instruction."""
     tokens, spans = [opener], []
     for turn in range(num_turns):
         if turn:
-            tokens += rng.integers(VOCAB, size=rng.integers(1, 6)).tolist()
+            tokens += rng.integers(VOCAB, size=rng.integers(1, max_instruction + 1)).tolist()
         start = len(tokens)
-        tokens += rng.integers(VOCAB, size=rng.integers(1, 12)).tolist()
+        tokens += rng.integers(VOCAB, size=rng.integers(1, max_answer + 1)).tolist()
         spans.append((start, len(tokens)))
     return np.array(tokens), np.array(spans)

@@ -28,11 +28,16 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "tied": (False, True),
     "sequence_parallel": (False, True),
     "distributed_optimizer": (False, True),
-    "recompute": ("none", "full", "selective"),
+    "recompute": ("none", "full", "selective", "keep-attention"),
+    "pairs_per_microbatch": (1, 2),
     "cp_comm_type": ("p2p", "all_gather", "a2a", "a2a+p2p"),
     "num_turns": (1, 2, 3, 4),
     "nll_over_all": (True, False),
+    "reference": ("cached", "online"),
+    "edges": (False, True),
 }
+CONSTRAINED = ("sequence_parallel", "cp_comm_type")
+"""The switches that is_possible looks at."""
 Pair = tuple[tuple[str, Any], tuple[str, Any]]
 
 
@@ -59,14 +64,19 @@ def pairs_of(values: dict[str, Any]) -> set[Pair]:
 
 def possible_pairs() -> set[Pair]:
     """All pairs that some possible case has."""
-    found = set[Pair]()
-    for layout in LAYOUTS:
-        axes = dict(zip(("tp", "pp", "cp", "dp"), layout, strict=True))
-        for switches in itertools.product(*SWITCHES.values()):
-            values = axes | dict(zip(SWITCHES, switches, strict=True))
-            if is_possible(values):
-                found |= pairs_of(values)
+    names = ("tp", "pp", "cp", "dp", *CONSTRAINED)
+    switches = itertools.product(LAYOUTS, *(SWITCHES[name] for name in CONSTRAINED))
+    bound = [dict(zip(names, (*layout, *rest), strict=True)) for layout, *rest in switches]
+    free = [(name, value) for name, values in SWITCHES.items() if name not in CONSTRAINED for value in values]
+    found = {pair for pair in map(_ordered, itertools.combinations(free, 2)) if pair[0][0] != pair[1][0]}
+    for values in filter(is_possible, bound):
+        found |= pairs_of(values) | set(map(_ordered, itertools.product(values.items(), free)))
     return found
+
+
+def _ordered(pair: Pair) -> Pair:
+    first, second = sorted(pair)
+    return first, second
 
 
 @functools.cache

@@ -92,7 +92,11 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
     if case.reference == "online":
         imported = folder / case.model / "imported"
         frozen = load_frozen(
-            imported, dtype=torch.float32, sequence_parallel=case.sequence_parallel, cp_comm_type=[case.cp_comm_type]
+            imported,
+            dtype=torch.float32,
+            sequence_parallel=case.sequence_parallel,
+            cp_comm_type=[case.cp_comm_type],
+            transformer_impl="local",
         )
         schedule = OnlineReference(frozen, "short").before(schedule)
     reports = _step(case, config, shape, model, schedule)

@@ -56,17 +56,9 @@ def measure(cases: list[Case], folder: Path) -> dict[str, dict[str, float]]:
         for index, case in enumerate(group):
             reports = next(reports[index] for reports in reversed(by_rank) if reports[index])
             ours = result(case, reports, folder)
-            asked = Case(
-                architecture=case.architecture,
-                tied=case.tied,
-                num_turns=case.num_turns,
-                nll_over_all=case.nll_over_all,
-                reference=case.reference,
-                seed=case.seed,
-            )
-            single = differences(ours, expected(asked, torch.float32))
+            single = differences(ours, expected(case.problem, torch.float32))
             measured[case.name] = {
-                **differences(ours, expected(asked, torch.float64)),
+                **differences(ours, expected(case.problem, torch.float64)),
                 **{f"fp32 {name}": difference for name, difference in single.items()},
             }
     return measured
