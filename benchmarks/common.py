@@ -57,6 +57,14 @@ def one_rank() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def resident_bytes(field: str) -> int:
+    """A size from /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
 def write_result(name: str, measured: Any) -> None:
     """Write ``results/NAME.json``: the command, commit, software and hardware beside the raw numbers."""
     RESULTS.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import one_rank, write_result
+from benchmarks.common import one_rank, resident_bytes, write_result
 from megatron_longpo.model.logprob import token_logprobs
 
 LARGEST_PLAIN = 16384
@@ -64,10 +64,10 @@ def peak_bytes(side: str, tokens: int, vocab: int, hidden: int) -> int:
     _run(side, states[:8], weight[:16], labels[:8] % 16, rows[:8])  # load kernels and threads before counting
     states.grad = weight.grad = None
     Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to what is resident now
-    before = _status("VmRSS")
+    before = resident_bytes("VmRSS")
     _run(side, states, weight, labels, rows)
     gradients = (states.numel() + weight.numel()) * 4
-    return _status("VmHWM") - before - gradients
+    return resident_bytes("VmHWM") - before - gradients
 
 
 def _run(side: str, states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> None:
@@ -78,14 +78,6 @@ def _run(side: str, states: torch.Tensor, weight: torch.Tensor, labels: torch.Te
     else:
         logp = (states[:, 0] @ weight.t()).float().log_softmax(-1).gather(1, labels[:, None])
     logp.sum().backward()
-
-
-def _status(field: str) -> int:
-    """A size from /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 if __name__ == "__main__":

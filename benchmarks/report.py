@@ -34,10 +34,17 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sharing(measured: dict[str, Any]) -> tuple[str, str]:
-    millions = measured["num_parameters"] / 1e6
-    sizes = f"trunk {measured['trunk']}, branches {measured['branch']}, {millions:.0f}M-parameter Mistral"
-    return f"two full passes / one shared pass, forward and backward ({sizes})", f"{measured['median_ratio']:.2f}x"
+def _sharing(measured: list[dict[str, Any]]) -> tuple[str, str]:
+    millions = measured[0]["num_parameters"] / 1e6
+    what = f"branches of {measured[0]['branch']} tokens, {millions:.0f}M-parameter Mistral"
+    found = (f"trunk {row['trunk']:,}, cp {row['num_ranks']}: {row['median_ratio']:.2f}x" for row in measured)
+    return f"two full passes / one shared pass, forward and backward ({what})", "; ".join(found)
+
+
+def _recompute(measured: dict[str, Any]) -> tuple[str, str]:
+    what = f"step with full recomputation / with `--longpo-recompute keep-attention`, trunk {measured['trunk']:,}"
+    peaks = ", ".join(f"{mode} {peak / 2**20:,.0f}" for mode, peak in measured["peak_bytes"].items())
+    return what, f"{measured['median_ratio']:.2f}x; peak MiB: {peaks}"
 
 
 def _logprob_memory(measured: dict[str, Any]) -> tuple[str, str]:
@@ -58,7 +65,7 @@ def _quickstart(measured: dict[str, Any]) -> tuple[str, str]:
     return "quickstart, all stages, model fetched before", found
 
 
-SENTENCES = {"sharing": _sharing, "logprob_memory": _logprob_memory, "quickstart": _quickstart}
+SENTENCES = {"sharing": _sharing, "recompute": _recompute, "logprob_memory": _logprob_memory, "quickstart": _quickstart}
 """File in results/ -> (what was measured, the number)."""
 
 
