@@ -65,7 +65,7 @@ def _quickstart(measured: dict[str, Any]) -> tuple[str, str]:
     return "quickstart, all stages, model fetched before", found
 
 
-SENTENCES = {"sharing": _sharing, "recompute": _recompute, "logprob_memory": _logprob_memory, "quickstart": _quickstart}
+SENTENCES = {"sharing": _sharing, "logprob_memory": _logprob_memory, "quickstart": _quickstart}
 """File in results/ -> (what was measured, the number)."""
 
 
