@@ -64,6 +64,11 @@ def measure(cases: list[Case], folder: Path) -> dict[str, dict[str, float]]:
     return measured
 
 
+def worst(found: dict[str, float]) -> float:
+    """The largest difference from the float64 oracle: the fp32 one's own rounding is not the product's error."""
+    return max(difference for name, difference in found.items() if not name.startswith("fp32 "))
+
+
 def _oracle(case: Case, dtype: torch.dtype) -> Result:
     return oracle(case, random_pairs(case), dtype)
 
@@ -88,7 +93,7 @@ def the_rest() -> list[Case]:
 @pytest.mark.parametrize("case", sample(), ids=lambda case: case.name)
 def test_equals_oracle(case: Case, measured: dict[str, dict[str, float]]) -> None:
     found = measured[case.name]
-    assert max(found.values()) <= TOLERANCE, found
+    assert worst(found) <= TOLERANCE, found
 
 
 @pytest.mark.slow
@@ -96,7 +101,7 @@ def test_equals_oracle(case: Case, measured: dict[str, dict[str, float]]) -> Non
 @pytest.mark.parametrize("case", the_rest(), ids=lambda case: case.name)
 def test_equals_oracle_in_every_combination(case: Case, measured_rest: dict[str, dict[str, float]]) -> None:
     found = measured_rest[case.name]
-    assert max(found.values()) <= TOLERANCE, found
+    assert worst(found) <= TOLERANCE, found
 
 
 def test_the_cases_meet_every_possible_pair_of_switches() -> None:
