@@ -23,14 +23,14 @@ def starts_processes(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that start several processes in one group, which one worker runs one by one.
+    """Put the tests of a module that start processes in one group, which one worker runs one by one.
 
-    Two of them together would fight for the cores and run into their time limits; the other workers meanwhile run the
-    rest.
+    They share what the module's fixtures made, and so at most as many of them run together as there are workers: more
+    would fight for the cores and run into their time limits.
     """
     for item in items:
         if starts_processes(item):
-            item.add_marker(pytest.mark.xdist_group("ranks"))
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-ranks"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -40,6 +40,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     if not session.config.getoption("loadgroup", default=False):
         return
-    stray = [item.nodeid for item in session.items if starts_processes(item) and not item.nodeid.endswith("@ranks")]
+    stray = [item.nodeid for item in session.items if starts_processes(item) and not item.nodeid.endswith("-ranks")]
     if stray:
         raise pytest.UsageError(f"this pytest-xdist does not group tests under pytest {pytest.__version__}: {stray[0]}")
