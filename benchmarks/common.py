@@ -7,8 +7,7 @@ import platform as machine
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +42,6 @@ def _rank_main(rank: int, measure: Callable[..., Any], args: tuple[Any, ...], nu
     model_parallel_cuda_manual_seed(0)
     (folder / str(rank)).write_bytes(pickle.dumps(measure(*args)))
     dist.destroy_process_group()
-
-
-@contextmanager
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone, with Megatron's groups on it."""
-    dist.init_process_group("gloo" if platform.is_cpu() else "nccl", store=dist.HashStore(), rank=0, world_size=1)
-    parallel_state.initialize_model_parallel()
-    model_parallel_cuda_manual_seed(0)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def resident_bytes(field: str) -> int:

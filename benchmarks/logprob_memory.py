@@ -8,15 +8,12 @@ log_softmax over the whole logits, stands beside it where it fits.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import one_rank, resident_bytes, write_result
+from benchmarks.common import on_ranks, resident_bytes, write_result
 from megatron_longpo.model.logprob import token_logprobs
 
 LARGEST_PLAIN = 16384
@@ -29,30 +26,18 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
-    parser.add_argument("--child", choices=("head", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        with one_rank():
-            print(json.dumps(peak_bytes(args.child, args.tokens[0], args.vocab, args.hidden)))
-        return
     rows = []
     for tokens in args.tokens:
         row = {"tokens": tokens, "vocab": args.vocab, "hidden": args.hidden}
         for side in ("head", "plain") if tokens <= LARGEST_PLAIN else ("head",):
-            row[side] = _in_fresh_process(side, tokens, args.vocab, args.hidden)
+            row[side] = on_ranks(peak_bytes, 1, side, tokens, args.vocab, args.hidden)[0]
         rows.append(row)
         print("  ".join(f"{name} {value:,}" for name, value in row.items()), flush=True)
     head = [row["head"] for row in rows]
     spread = max(head) / min(head) - 1
     print(f"head: {min(head) / 2**20:.0f} to {max(head) / 2**20:.0f} MiB, spread {spread:.1%}")
     write_result("logprob_memory", {"bytes_beyond_inputs_and_gradients": rows, "head_spread": spread})
-
-
-def _in_fresh_process(side: str, tokens: int, vocab: int, hidden: int) -> int:
-    numbers = ["--vocab", str(vocab), "--hidden", str(hidden), "--tokens", str(tokens)]
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.logprob_memory", "--child", side, *numbers]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return int(output.splitlines()[-1])
 
 
 def peak_bytes(side: str, tokens: int, vocab: int, hidden: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from benchmarks.common import on_ranks, platform, write_result
-from benchmarks.small_mistral import OPTIONS, loss_of, random_ids, random_mistral, random_pair, shared_pass
+from benchmarks.small_mistral import VOCAB_SIZE, loss_of, random_ids, random_mistral, random_pair, shared_pass
 from megatron_longpo.model.attention import PairAttention, PairParams
 from megatron_longpo.model.forward import HeadContext, _logprob_head
 from megatron_longpo.model.targets import PairLogps, Targets, pair_logps
@@ -141,7 +141,7 @@ def _sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGrou
         packed_seq_params=PairParams(qkv_format="sbhd", positions_L=own.to(device)),
         output_processor=_logprob_head,
         output_processor_context=HeadContext(
-            targets.rows_N, targets.labels_N, OPTIONS["vocab_size"], parallel_state.get_tensor_model_parallel_group()
+            targets.rows_N, targets.labels_N, VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group()
         ),
     )
     return pair_logps(logp, [targets], group)[0]

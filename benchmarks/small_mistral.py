@@ -1,35 +1,33 @@
 """What the benchmarks of a whole step share: a random 30M-parameter Mistral, a pair for it, and its loss."""
 
-from typing import Any
-
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from benchmarks.common import platform
+from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import PackInput, forward_pack, pack, pair_input
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.model.targets import pair_logps
 from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
 
-OPTIONS: dict[str, Any] = {
-    "num_layers": 8,
-    "hidden_size": 448,
-    "ffn_hidden_size": 1536,
-    "num_attention_heads": 8,
-    "num_query_groups": 2,
-    "kv_channels": 56,
-    "normalization": "RMSNorm",
-    "layernorm_epsilon": 1e-5,
-    "add_bias_linear": False,
-    "add_qkv_bias": False,
-    "swiglu": True,
-    "untie_embeddings_and_output_weights": True,
-    "vocab_size": 8192,
-    "max_position_embeddings": 131072,
-}
+VOCAB_SIZE = 8192
+OPTIONS = megatron_options(
+    {
+        "model_type": "llama",
+        "num_hidden_layers": 8,
+        "hidden_size": 448,
+        "intermediate_size": 1536,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 56,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": 131072,
+    }
+)
 OBJECTIVE = Objective(beta=0.5, pref_coef=1.0)
 REFERENCE = -1000.0
 """Any number: what matters is that all sides subtract the same."""
@@ -47,7 +45,7 @@ def random_mistral(context: int = 1) -> GPTModel:
 def random_ids(trunk: int, branch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Trunk, chosen and rejected branch."""
     torch.manual_seed(0)
-    ids = torch.randint(OPTIONS["vocab_size"], (trunk + 2 * branch,))
+    ids = torch.randint(VOCAB_SIZE, (trunk + 2 * branch,))
     ids[trunk + branch] = ids[trunk]  # both branches open with the same token
     return ids[:trunk], ids[trunk : trunk + branch], ids[trunk + branch :]
 
@@ -65,7 +63,7 @@ def random_pair(trunk: int, branch: int) -> PackInput:
 def shared_pass(model: GPTModel, batch: PackInput, keep_attention: bool = False) -> Tensor:
     """The product's step: loss of one pair."""
     tp_group = parallel_state.get_tensor_model_parallel_group()
-    logp = forward_pack(model, batch, OPTIONS["vocab_size"], tp_group, keep_attention)
+    logp = forward_pack(model, batch, VOCAB_SIZE, tp_group, keep_attention)
     (policy,) = pair_logps(logp, batch.targets, parallel_state.get_context_parallel_group())
     return loss_of(policy.chosen_K.sum(), policy.rejected_K.sum(), policy.nll)
 

@@ -25,6 +25,7 @@ from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.packing import BatchPlan
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
+from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
 from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
@@ -34,8 +35,6 @@ from megatron_longpo.reference.cache import ReferenceCache
 from megatron_longpo.reference.options import OnlineSettings, add_reference_options, open_reference
 from megatron_longpo.reports import length_buckets
 from megatron_longpo.step import StepSettings
-
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,9 +244,12 @@ def _source(args: argparse.Namespace) -> Path:
 
 def _choose_load(args: argparse.Namespace, source: Path) -> None:
     """Resume from --save when it already holds a checkpoint, so that a job requeued with its own command goes on."""
-    if not args.save or not (Path(args.save) / TRACKER).is_file() or args.pretrained_checkpoint:
+    if not args.save or not (Path(args.save) / TRACKER_FILE).is_file() or args.pretrained_checkpoint:
         return
-    if Path(args.load).resolve() != Path(args.save).resolve() and (source / TRACKER).read_text().strip() == "release":
+    if (
+        Path(args.load).resolve() != Path(args.save).resolve()
+        and (source / TRACKER_FILE).read_text().strip() == RELEASE
+    ):
         if args.rank == 0:
             print(f"resuming from --save {args.save}, which holds a checkpoint of this run", flush=True)
         args.load = args.save

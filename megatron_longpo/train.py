@@ -7,7 +7,7 @@ for: the model and the datasets; the forward step with its loss is step.py.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -151,7 +151,7 @@ def _batches(
     from.
     """
     args = get_args()
-    _install_writer(lambda tensorboard: MetricsWriter(settings.metrics, tensorboard, _training_seconds, args.iteration))
+    _install_writer(settings.metrics, args.iteration)
     rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     cached, with_short = settings.reference, False
     if isinstance(cached, OnlineSettings):
@@ -170,10 +170,12 @@ def _batches(
     return train, valid, None
 
 
-def _install_writer(wrap: Callable[[Any | None], Any]) -> None:
-    """Put ``wrap(TensorBoard writer or None)`` in the place of Megatron's writer, on the last rank, where it logs."""
+def _install_writer(metrics: Path | None, resume_step: int) -> None:
+    """Put a MetricsWriter in the place of Megatron's TensorBoard writer, on the last rank, where it logs."""
     if get_args().rank == get_args().world_size - 1:
-        global_vars._GLOBAL_TENSORBOARD_WRITER = wrap(global_vars.get_tensorboard_writer())
+        tensorboard = global_vars.get_tensorboard_writer()
+        writer = MetricsWriter(metrics, tensorboard, _training_seconds, resume_step)
+        global_vars._GLOBAL_TENSORBOARD_WRITER = writer
 
 
 def _training_seconds() -> float:

@@ -205,11 +205,14 @@ def check_divides(options: Mapping[str, Any], tensor: int, pipeline: int, source
     Raises:
         UserError: it does not.
     """
-    divided = {"num_attention_heads": "tensor", "num_query_groups": "tensor", "ffn_hidden_size": "tensor"}
-    sizes = {"tensor": tensor, "pipeline": pipeline}
-    for name, axis in {**divided, "num_layers": "pipeline"}.items():
-        if options[name] % sizes[axis]:
+    for name, axis, size in (
+        ("num_attention_heads", "tensor", tensor),
+        ("num_query_groups", "tensor", tensor),
+        ("ffn_hidden_size", "tensor", tensor),
+        ("num_layers", "pipeline", pipeline),
+    ):
+        if options[name] % size:
             raise UserError(
-                f"{name} = {options[name]} of {source} is not divisible by --{axis}-model-parallel-size {sizes[axis]}; "
+                f"{name} = {options[name]} of {source} is not divisible by --{axis}-model-parallel-size {size}; "
                 f"choose a divisor"
             )

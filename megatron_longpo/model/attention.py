@@ -30,6 +30,9 @@ from megatron_longpo.model.branches import branches_backward, branches_forward
 from megatron_longpo.model.layout import PackLayout, PairLayout
 from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
 
+Kept = dict[int, tuple[Tensor, Tensor]]
+"""Layer number -> (output, log-sum-exp) of pair_attention."""
+
 
 @dataclass
 class PairParams(PackedSeqParams):
@@ -41,9 +44,9 @@ class PairParams(PackedSeqParams):
     layout: PackLayout | None = None
     positions_L: Tensor | None = None
     """int64: position of every token of this rank in its own conversation; rope.py turns it into angles."""
-    kept: dict[int, tuple[Tensor, Tensor]] | None = None
-    """With --longpo-recompute keep-attention: layer number -> (output, log-sum-exp), from the forward pass that full
-    recomputation runs without gradients until the layer is computed again."""
+    kept: Kept | None = None
+    """With --longpo-recompute keep-attention: from the forward pass that full recomputation runs without gradients
+    until the layer is computed again."""
 
 
 def pair_params(layout: PackLayout, positions_L: Tensor, keep_attention: bool = False) -> PairParams:
@@ -95,7 +98,9 @@ class PairAttention(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.scale = plain_scale(config, attention_type, softmax_scale)
+        if config.attention_dropout or config.window_size or attention_type != "self":
+            raise ValueError("pair attention is causal self-attention without dropout and without a sliding window")
+        self.scale = softmax_scale or config.kv_channels**-0.5  # type: ignore[operator]  # set by __post_init__
         groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
         self.layer_number = layer_number
         self.cp_group: ProcessGroup = groups.cp
@@ -123,8 +128,11 @@ class PairAttention(nn.Module):
         """
         assert isinstance(packed_seq_params, PairParams) and packed_seq_params.layout is not None
         assert attention_mask is None and attention_bias is None
+        return self.attend(query, key, value, packed_seq_params.layout, packed_seq_params.kept)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, kept: Kept | None) -> Tensor:
+        """forward's work; see PairParams for ``kept``."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        layout, kept = packed_seq_params.layout, packed_seq_params.kept
         known = kept.pop(self.layer_number, None) if kept is not None else None
         if known is None:
             known = pair_attention(q, k, v, layout, self.exchange, self.cp_group, self.scale)
@@ -132,17 +140,6 @@ class PairAttention(nn.Module):
                 kept[self.layer_number] = known
         out_HLD = _PairAttention.apply(q, k, v, *known, layout, self.exchange, self.cp_group, self.scale)
         return out_HLD.permute(2, 0, 1, 3).flatten(2)
-
-
-def plain_scale(config: TransformerConfig, attention_type: str, softmax_scale: float | None) -> float:
-    """The factor of the scores.
-
-    Raises:
-        ValueError: the config asks for more than causal self-attention.
-    """
-    if config.attention_dropout or config.window_size or attention_type != "self":
-        raise ValueError("pair attention is causal self-attention without dropout and without a sliding window")
-    return softmax_scale or config.kv_channels**-0.5  # type: ignore[operator]  # set by __post_init__
 
 
 @torch.no_grad()

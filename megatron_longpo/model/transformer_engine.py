@@ -8,20 +8,18 @@ refuses under context parallelism (more keys than queries), run as with the loca
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from megatron_longpo.model.attention import PairParams, places, plain_scale
+from megatron_longpo.model.attention import Kept, PairAttention, places
 from megatron_longpo.model.branches import branches_backward, branches_forward
-from megatron_longpo.model.layout import PairLayout
+from megatron_longpo.model.layout import PackLayout, PairLayout
 
 
-class TransformerEngineAttention(nn.Module):
-    """Drop-in core attention like attention.PairAttention, with fused attention on the trunk."""
+class TransformerEngineAttention(PairAttention):
+    """PairAttention with fused attention on the trunk."""
 
     def __init__(
         self,
@@ -30,16 +28,11 @@ class TransformerEngineAttention(nn.Module):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         cp_comm_type: str | None = None,
-        softmax_scale: float | None = None,
-        pg_collection: ProcessGroupCollection | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(config, layer_number, attn_mask_type, attention_type, cp_comm_type, **rest)
         from megatron.core.extensions.transformer_engine import TEDotProductAttention  # absent without the package
 
-        self.scale = plain_scale(config, attention_type, softmax_scale)
-        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["tp", "cp", "hcp"])
-        self.cp_group: ProcessGroup = groups.cp
         self.trunk = TEDotProductAttention(
             config,
             layer_number,
@@ -47,23 +40,11 @@ class TransformerEngineAttention(nn.Module):
             attention_type,
             softmax_scale=self.scale,
             cp_comm_type=cp_comm_type,
-            pg_collection=groups,
+            pg_collection=rest.get("pg_collection"),
         )
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
-    ) -> Tensor:
-        """Attend; see attention.PairAttention.forward."""
-        assert isinstance(packed_seq_params, PairParams) and packed_seq_params.layout is not None
-        assert attention_mask is None and attention_bias is None
-        layout = packed_seq_params.layout
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, kept: Kept | None) -> Tensor:
+        """See PairAttention.attend; nothing is kept."""
         parts: list[Tensor] = []
         for pair, trunk, branches in places(layout):
             q_T, k_T, v_T = (x[trunk] for x in (query, key, value))

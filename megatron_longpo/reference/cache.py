@@ -31,8 +31,8 @@ class ReferenceManifest:
     rope: RopeParameters
     dtype: str
     """In which the reference ran: "float32", "bfloat16" or "float16"."""
-    context: Context = "short"
-    """What stood before the answers; short too in a file that does not say, which is older than the choice."""
+    context: Context
+    """What stood before the answers."""
     format_version: int = FORMAT_VERSION
 
 

@@ -5,13 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor
 
-from megatron_longpo.model.attention import _PairAttention, pair_attention, trunk_exchange
-from megatron_longpo.model.layout import pack_layout, pair_layout, share
-from tests.unit.model.test_attention import AttentionCase, masked_gradients, whole
+from megatron_longpo.model.layout import pair_layout
+from tests.unit.model.test_attention import AttentionCase, attend_on_ranks, masked_gradients, whole
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 
@@ -22,18 +18,7 @@ def attend(rank: int, num_ranks: int, folder: Path) -> None:
     """Write this rank's share of [output, dq, dk, dv] of each case."""
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=num_ranks)
-    parallel_state.initialize_model_parallel(context_parallel_size=num_ranks)
-    groups = ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
-    results: list[list[Tensor]] = []
-    for case in CASES:
-        layout = pair_layout(*case.lengths, num_ranks)
-        own = share(layout, rank)
-        q, k, v, grad = (x[:, :, own].bfloat16().cuda() for x in case.tensors(layout))
-        leaves = [x.requires_grad_() for x in (q, k, v)]
-        rest = (pack_layout([layout]), trunk_exchange(case.exchange, groups), groups.cp, 16**-0.5)
-        out = _PairAttention.apply(*leaves, *pair_attention(*leaves, *rest), *rest)
-        out.backward(grad)
-        results.append([x.float().cpu() for x in (out.detach(), *(leaf.grad for leaf in leaves))])
+    results = [[x.float().cpu() for x in found] for found in attend_on_ranks(CASES, torch.bfloat16, "cuda")]
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -31,22 +31,20 @@ IMPLS = [
         marks=pytest.mark.skipif(not find_spec("transformer_engine"), reason="needs Transformer Engine"),
     ),
 ]
-MISTRAL_7B_LAYER: dict[str, Any] = {
-    "num_layers": 2,
-    "hidden_size": 4096,
-    "ffn_hidden_size": 14336,
-    "num_attention_heads": 32,
-    "num_query_groups": 8,
-    "kv_channels": 128,
-    "normalization": "RMSNorm",
-    "layernorm_epsilon": 1e-5,
-    "add_bias_linear": False,
-    "add_qkv_bias": False,
-    "swiglu": True,
-    "untie_embeddings_and_output_weights": True,
-    "vocab_size": 32768,
-    "max_position_embeddings": 262144,
-}
+MISTRAL_7B_LAYER = megatron_options(
+    {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 32768,
+        "max_position_embeddings": 262144,
+    }
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -17,27 +17,26 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.training import training
 
 from megatron_longpo import platform
+from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.optimizer import RMSprop, use_rmsprop
 from tests.ranks import run_ranks
 
-SHAPE: dict[str, Any] = {
-    "num_layers": 1,
-    "hidden_size": 16,
-    "ffn_hidden_size": 24,
-    "num_attention_heads": 2,
-    "num_query_groups": 2,
-    "kv_channels": 8,
-    "normalization": "RMSNorm",
-    "layernorm_epsilon": 1e-5,
-    "add_bias_linear": False,
-    "add_qkv_bias": False,
-    "swiglu": True,
-    "untie_embeddings_and_output_weights": True,
-    "vocab_size": 50,
-    "max_position_embeddings": 64,
-}
+SHAPE = megatron_options(
+    {
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 50,
+        "max_position_embeddings": 64,
+    }
+)
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 NUM_STEPS = 6
 

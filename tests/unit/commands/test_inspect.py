@@ -39,7 +39,7 @@ def score(prefix: Path, dataset_fingerprint: str) -> list[list[tuple[float, floa
     logp = [[(-1.5 - pair - turn, -2.25 + turn) for turn in range(pair + 1)] for pair in range(3)]
     write_cache(
         default_path(prefix),
-        ReferenceManifest(dataset_fingerprint, "w", RopeParameters(rope_theta=1e4), "float32"),
+        ReferenceManifest(dataset_fingerprint, "w", RopeParameters(rope_theta=1e4), "float32", "short"),
         logp,
     )
     return logp

@@ -67,7 +67,9 @@ def cases(num_ranks: int) -> list[AttentionCase]:
     return found
 
 
-def attend_on_ranks(cases: list[AttentionCase]) -> list[list[Tensor]]:
+def attend_on_ranks(
+    cases: list[AttentionCase], dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> list[list[Tensor]]:
     """On every rank: its share of [output, dq, dk, dv] for each case."""
     size = torch.distributed.get_world_size()
     hierarchy = [2, size // 2] if size > 2 else None
@@ -77,7 +79,7 @@ def attend_on_ranks(cases: list[AttentionCase]) -> list[list[Tensor]]:
     for case in cases:
         layout = case.layout(size)
         own = share(layout, groups.cp.rank())
-        q, k, v, grad = (x[:, :, own].clone() for x in case.tensors(layout))
+        q, k, v, grad = (x[:, :, own].clone().to(device, dtype) for x in case.tensors(layout))
         leaves = [x.requires_grad_() for x in (q, k, v)]
         rest = (pack_layout([layout]), trunk_exchange(case.exchange, groups), groups.cp, DIM**-0.5)
         out = _PairAttention.apply(*leaves, *pair_attention(*leaves, *rest), *rest)

@@ -6,6 +6,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model import attention
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import forward_pack, pack, pair_input
@@ -13,22 +14,20 @@ from megatron_longpo.model.rope_parameters import RopeParameters
 from tests.ranks import run_ranks
 
 NUM_LAYERS = 3
-OPTIONS: dict[str, Any] = {
-    "num_layers": NUM_LAYERS,
-    "hidden_size": 32,
-    "ffn_hidden_size": 48,
-    "num_attention_heads": 4,
-    "num_query_groups": 2,
-    "kv_channels": 8,
-    "normalization": "RMSNorm",
-    "layernorm_epsilon": 1e-5,
-    "add_bias_linear": False,
-    "add_qkv_bias": False,
-    "swiglu": True,
-    "untie_embeddings_and_output_weights": True,
-    "vocab_size": 50,
-    "max_position_embeddings": 64,
-}
+OPTIONS = megatron_options(
+    {
+        "model_type": "llama",
+        "num_hidden_layers": NUM_LAYERS,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 50,
+        "max_position_embeddings": 64,
+    }
+)
 
 
 def step(recompute: bool, keep: bool) -> tuple[int, list[torch.Tensor]]:
