@@ -32,10 +32,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: ``path`` exists and is not an empty directory; nothing is ever overwritten.
+        NotADirectoryError: it would lie in a file.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} already exists and is not empty; remove it or choose another output")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise NotADirectoryError(f"{path}: {path.parent} is a file; choose another output")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

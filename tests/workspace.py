@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_longpo.commands.main import main as run_verb
 from tests.ranks import Finished, launch
 from tests.tokenizers import VOCABULARY_SIZE, chatml_tokenizer
 
-CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 WORDS = "the a of and to in long short context answer question model text page river mountain city".split()  # noqa: SIM905
 
 
@@ -57,7 +56,7 @@ def make_model(folder: Path, architecture: str = "llama", **changes: object) -> 
         "sliding_window": None,
         **changes,
     }
-    AutoModelForCausalLM.from_config(CONFIGS[architecture](**settings)).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **settings)).save_pretrained(folder)
     chatml_tokenizer(folder)
 
 

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from megatron_longpo.commands.import_hf import DTYPE_CHOICES
+from megatron_longpo.commands.import_hf import DTYPE_CHOICES, add_verify_options, verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPE_CHOICES, default="as-is", help="dtype to write the weights in (default: as they are)"
     )
+    add_verify_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Export and say what came out."""
     from megatron_longpo.hf.export_hf import export_hf  # torch is slow to import; --help need not wait for it
 
+    def check(folder: Path) -> None:
+        verify(args, folder, args.checkpoint, args.iteration)
+
     started = time.monotonic()
-    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype)
+    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype, check)
     print(f"exported {num_bytes / 1e9:.2f} GB of weights -> {args.output} in {time.monotonic() - started:.1f} s")

@@ -4,6 +4,8 @@ import argparse
 import time
 from pathlib import Path
 
+from megatron_longpo.commands.quiet import quiet_megatron
+
 DTYPE_CHOICES = ("as-is", "fp32", "bf16", "fp16")
 
 
@@ -22,6 +24,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPE_CHOICES, default="as-is", help="dtype to store the weights in (default: as they are)"
     )
+    add_verify_options(parser)
+
+
+def add_verify_options(parser: argparse.ArgumentParser) -> None:
+    """What verify.verify_if_asked reads."""
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        help="compare logits with those of transformers, in fp32 (default: for models under 1B parameters)",
+    )
+    parser.add_argument(
+        "--verify-prompts", type=Path, metavar="FILE", help="text, one prompt a line (default: random tokens)"
+    )
+
+
+def verify(args: argparse.Namespace, hf: Path, checkpoint: Path, iteration: int | None = None) -> None:
+    """See verify.verify_if_asked."""
+    with quiet_megatron():  # slow to import too
+        from megatron_longpo.commands.verify import verify_if_asked
+    verify_if_asked(args, hf, checkpoint, iteration)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from megatron_longpo.hf.import_hf import import_hf  # torch is slow to import; --help need not wait for it
 
     started = time.monotonic()
-    identity = import_hf(args.hf, args.output, args.dtype)
+    identity = import_hf(args.hf, args.output, args.dtype, lambda folder: verify(args, args.hf, folder))
     print(
         f"imported {identity.num_parameters:,} parameters, {identity.dtype}, weights {identity.weights_sha256[:12]}, "
         f"tokenizer {identity.tokenizer_fingerprint[:12]} -> {args.output} in {time.monotonic() - started:.1f} s"

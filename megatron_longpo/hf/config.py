@@ -2,7 +2,7 @@
 
 Read from the raw JSON, not through transformers: every training rank does this at start-up, and it must not depend on
 which transformers version happens to be installed. Fields that a file may omit get the default of the model's own
-configuration class (transformers 5, ``configuration_{llama,mistral,qwen2}.py``); a test compares with those classes.
+configuration class (transformers 5, ``configuration_{llama,mistral,qwen2,qwen3}.py``); a test compares with those.
 """
 
 import json
@@ -14,11 +14,12 @@ from typing import Any, Never, cast
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.rope import rope_parameters
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
-_DEFAULT_NUM_KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32}  # Llama's default is num_attention_heads
-_DEFAULT_WINDOW = 4096  # of Mistral and Qwen2
-_DEFAULT_QWEN2_MAX_WINDOW_LAYERS = 28
+_DEFAULT_NUM_KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}  # Llama's default is num_attention_heads
+_DEFAULT_QWEN3_HEAD_DIM = 128  # of the others: hidden_size / num_attention_heads
+_DEFAULT_WINDOW = 4096  # of Mistral, Qwen2 and Qwen3
+_DEFAULT_QWEN_MAX_WINDOW_LAYERS = 28
 _EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -39,6 +40,8 @@ class Architecture:
     vocab_size: int
     """Rows of the embedding, without Megatron's padding."""
     qkv_bias: bool
+    qk_norm: bool
+    """Queries and keys are normed, head by head, before the rotation (Qwen3)."""
     tied_embeddings: bool
     """The output layer is the embedding."""
 
@@ -80,6 +83,8 @@ def architecture(hf_config: Mapping[str, Any]) -> Architecture:
     hidden_size = _positive_int(hf_config, "hidden_size")
     if hf_config.get("head_dim") is not None:
         head_dim = _positive_int(hf_config, "head_dim")
+    elif model_type == "qwen3":
+        head_dim = _DEFAULT_QWEN3_HEAD_DIM
     elif hidden_size % num_heads:
         _refuse("hidden_size", hidden_size, f"without head_dim it must be a multiple of {num_heads} attention heads")
     else:
@@ -95,6 +100,7 @@ def architecture(hf_config: Mapping[str, Any]) -> Architecture:
         head_dim=head_dim,
         vocab_size=_positive_int(hf_config, "vocab_size"),
         qkv_bias=model_type == "qwen2",
+        qk_norm=model_type == "qwen3",
         tied_embeddings=_flag(hf_config, "tie_word_embeddings"),
     )
 
@@ -130,6 +136,7 @@ def megatron_options(hf_config: Mapping[str, Any]) -> dict[str, bool | int | flo
         "swiglu": True,
         "add_bias_linear": False,
         "add_qkv_bias": shape.qkv_bias,
+        "qk_layernorm": shape.qk_norm,
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         "init_method_std": _positive_float(hf_config, "initializer_range", 0.02),
@@ -147,10 +154,9 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
             _refuse(field, config[field], "mixtures of experts are not supported, only dense models")
     if config.get("hidden_act", "silu") != "silu":
         _refuse("hidden_act", config["hidden_act"], "only 'silu' is supported")
-    if model_type == "llama":
-        for field in ("attention_bias", "mlp_bias"):
-            if config.get(field):
-                _refuse(field, config[field], "Llama with biases is not supported, only false")
+    for field in {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",)}.get(model_type, ()):
+        if config.get(field):
+            _refuse(field, config[field], "biases are not supported here, only false")
     _refuse_sliding_window(config, model_type)
 
 
@@ -162,11 +168,11 @@ def _refuse_sliding_window(config: Mapping[str, Any], model_type: str) -> None:
         if window is not None:
             absent = "" if "sliding_window" in config else " (the default where the field is absent)"
             _refuse("sliding_window", window, f"{advice}{absent}")
-    if model_type == "qwen2":
+    if model_type in ("qwen2", "qwen3"):
         layer_types: Any = config.get("layer_types") or []
         if any(kind != "full_attention" for kind in layer_types):
             _refuse("layer_types", sorted(set(map(str, layer_types))), "only 'full_attention' is supported")
-        full_layers = config.get("max_window_layers", _DEFAULT_QWEN2_MAX_WINDOW_LAYERS)
+        full_layers = config.get("max_window_layers", _DEFAULT_QWEN_MAX_WINDOW_LAYERS)
         if not isinstance(full_layers, int):
             _refuse("max_window_layers", full_layers, "it must be a whole number")
         windowed = config.get("use_sliding_window") and config.get("sliding_window", _DEFAULT_WINDOW) is not None

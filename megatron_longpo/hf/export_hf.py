@@ -1,26 +1,31 @@
 """Megatron distributed checkpoint -> Hugging Face folder; the optimizer's tensors are never read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory
 from megatron_longpo.hf.folder import open_checkpoint
+from megatron_longpo.hf.safetensors_file import write_safetensors
 from megatron_longpo.hf.sidecar import HF_FOLDER, copy_hf_files, read_hf_config, write_hf_config
 from megatron_longpo.hf.weights import DTYPES, INDEX_FILE, CheckpointWeights, read_checked
 
 _MAX_SHARD_BYTES = 5_000_000_000
 
 
-def export_hf(checkpoint: Path, output: Path, iteration: int | None = None, dtype: str = "as-is") -> int:
+def export_hf(
+    checkpoint: Path,
+    output: Path,
+    iteration: int | None = None,
+    dtype: str = "as-is",
+    verify: Callable[[Path], None] | None = None,
+) -> int:
     """Write the weights of a Megatron checkpoint as a Hugging Face folder that transformers loads.
 
     Args:
@@ -28,6 +33,7 @@ def export_hf(checkpoint: Path, output: Path, iteration: int | None = None, dtyp
         output: must not exist, or be empty; appears only when complete.
         iteration: which ``iter_*`` to take; None for the latest.
         dtype: ``fp32``, ``bf16``, ``fp16``, or ``as-is`` for what each tensor is stored in.
+        verify: called with the finished folder before it is put into place; if it raises, nothing is written.
 
     Returns:
         Bytes of weights written.
@@ -43,25 +49,26 @@ def export_hf(checkpoint: Path, output: Path, iteration: int | None = None, dtyp
         copy_hf_files(checkpoint / HF_FOLDER, folder)
         _record_dtype(config, set(dtypes.values()))
         write_hf_config(folder, config)
-        return _write_safetensors(folder, weights, dtypes)
+        num_bytes = _write_safetensors(folder, weights, dtypes)
+        if verify is not None:
+            verify(folder)
+    return num_bytes
 
 
 def _write_safetensors(folder: Path, weights: CheckpointWeights, dtypes: dict[str, torch.dtype]) -> int:
-    """Write shards of at most 5 GB, and their index if there are several; one shard is in memory at a time."""
-    outline = {name: torch.empty(weights.shape(name), dtype=kind, device="meta") for name, kind in dtypes.items()}
-    shards = split_torch_state_dict_into_shards(outline, max_shard_size=_MAX_SHARD_BYTES)
-    num_bytes = sum(tensor.nbytes for tensor in outline.values())
+    """Write shards of at most 5 GB, and their index if there are several; one tensor is in memory at a time."""
+    empty = {name: torch.empty(weights.shape(name), dtype=kind, device="meta") for name, kind in dtypes.items()}
+    shards = split_torch_state_dict_into_shards(empty, max_shard_size=_MAX_SHARD_BYTES)
+    num_bytes = sum(tensor.nbytes for tensor in empty.values())
     with tqdm(total=num_bytes, desc="export-hf", unit="B", unit_scale=True) as progress:
+
+        def make(name: str) -> Tensor:
+            tensor = read_checked(weights, name, dtypes[name])
+            progress.update(tensor.nbytes)
+            return tensor
+
         for filename, names in shards.filename_to_tensors.items():
-            tensors: dict[str, Tensor] = {}
-            for name in names:
-                tensors[name] = read_checked(weights, name, dtypes[name])
-                progress.update(tensors[name].nbytes)
-            # transformers refuses a file that does not say which framework wrote it.
-            try:
-                save_file(tensors, folder / filename, metadata={"format": "pt"})
-            except SafetensorError as error:  # a full disk, for one
-                raise UserError(f"{folder / filename}: cannot be written ({error})") from error
+            write_safetensors(folder / filename, {name: (dtypes[name], weights.shape(name)) for name in names}, make)
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,10 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from megatron_longpo.hf.folder import open_checkpoint
+from megatron_longpo.hf.safetensors_file import raw_bytes
 
 
 class Fingerprint:
@@ -21,7 +21,7 @@ class Fingerprint:
         assert name not in self._digests, name
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest = hashlib.sha256(json.dumps([name, dtype, list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(raw_bytes(tensor))
         self._digests[name] = digest.digest()
 
     def hexdigest(self) -> str:

@@ -3,7 +3,7 @@
 The checkpoint is free of layout, so nothing here knows of ranks: tensors are read, joined and written one by one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint
+from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory
 from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
@@ -29,13 +29,14 @@ from megatron_longpo.hf.weights import DTYPES, SafetensorsFolder, dtype_label, r
 _COMMON_STATE = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"singleton_local_shards": False}}
 
 
-def import_hf(hf: Path, output: Path, dtype: str = "as-is") -> Identity:
+def import_hf(hf: Path, output: Path, dtype: str = "as-is", verify: Callable[[Path], None] | None = None) -> Identity:
     """Write the Hugging Face model in ``hf`` as a Megatron checkpoint folder ``output``.
 
     Args:
         hf: folder with config.json, safetensors and tokenizer.
         output: must not exist, or be empty; appears only when complete.
         dtype: ``fp32``, ``bf16``, ``fp16``, or ``as-is`` for what each tensor is stored in.
+        verify: called with the finished folder before it is put into place; if it raises, nothing is written.
 
     Raises:
         UserError: the model, its files or a value in them is not usable.
@@ -51,22 +52,25 @@ def import_hf(hf: Path, output: Path, dtype: str = "as-is") -> Identity:
     _check_dtypes(weights, rules, shape.num_layers, dtypes)
     with atomic_directory(output) as folder:
         copy_hf_files(hf, folder / HF_FOLDER)
-        tokenizer = tokenizer_fingerprint(load_tokenizer(folder / HF_FOLDER))
+        tokenizer = load_tokenizer(folder / HF_FOLDER)
+        _check_vocabulary(vocabulary_size(tokenizer), shape.vocab_size)
         (folder / RELEASE).mkdir()
         source = _Source(weights, dtypes)
         chunks = _chunks(rules, shape.num_layers, source)
         with source.progress:
-            write_checkpoint(folder / RELEASE, chunks, extra_state_keys(shape.num_layers), _COMMON_STATE)
+            write_checkpoint(folder / RELEASE, chunks, extra_state_keys(shape), _COMMON_STATE)
         identity = Identity(
             format_version=FORMAT_VERSION,
             weights_sha256=source.fingerprint.hexdigest(),
-            tokenizer_fingerprint=tokenizer,
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
             num_parameters=sum(prod(weights.shape(name)) for name in names),
             dtype=dtype_label(dtypes.values()),
             rope=rope_parameters(config),
         )
         write_identity(folder, identity)
         (folder / TRACKER_FILE).write_text(RELEASE, encoding="ascii")
+        if verify is not None:
+            verify(folder)
     return identity
 
 
@@ -129,6 +133,14 @@ def _check_names(weights: SafetensorsFolder, rules: list[NameRule], num_layers: 
                 f"{list(shape)}"
             )
     return list(needed)
+
+
+def _check_vocabulary(num_ids: int, num_rows: int) -> None:
+    if num_ids > num_rows:
+        raise UserError(
+            f"the tokenizer has token ids up to {num_ids - 1}, config.json says vocab_size {num_rows}; it is "
+            "of another model, or the embedding was not resized when tokens were added"
+        )
 
 
 def _check_dtypes(

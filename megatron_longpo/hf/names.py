@@ -50,7 +50,7 @@ class NameRule:
 
 
 def name_table(shape: Architecture) -> list[NameRule]:
-    """All rules of a dense Llama, Mistral or Qwen2, in the order of the forward pass."""
+    """All rules of a model that config.py supports, in the order of the forward pass."""
     vocab, hidden = shape.vocab_size, shape.hidden_size
     output = [_whole("output_layer.weight", "lm_head.weight", vocab, hidden)]
     return [
@@ -71,10 +71,12 @@ def _layer_rules(shape: Architecture) -> list[NameRule]:
     halves = tuple(f"{hf}mlp.{name}.weight" for name in gate_up)
     weight_shapes, bias_shapes = ((query_rows, H), (kv_rows, H), (kv_rows, H)), ((query_rows,), (kv_rows,), (kv_rows,))
     bias = [NameRule(f"{attention}linear_qkv.bias", biases, bias_shapes, join, cut)]
+    norms = [_whole(f"{attention}{x}_layernorm.weight", f"{hf}self_attn.{x}_norm.weight", D) for x in ("q", "k")]
     return [
         _whole(f"{attention}linear_qkv.layer_norm_weight", f"{hf}input_layernorm.weight", H),
         NameRule(f"{attention}linear_qkv.weight", weights, weight_shapes, join, cut),
         *(bias if shape.qkv_bias else []),
+        *(norms if shape.qk_norm else []),
         _whole(f"{attention}linear_proj.weight", f"{hf}self_attn.o_proj.weight", H, query_rows),
         _whole(f"{mlp}linear_fc1.layer_norm_weight", f"{hf}post_attention_layernorm.weight", H),
         NameRule(f"{mlp}linear_fc1.weight", halves, ((F, H), (F, H)), join_gate_up, cut_gate_up),
@@ -86,7 +88,7 @@ def _whole(megatron: str, hf: str, *dims: int) -> NameRule:
     return NameRule(megatron, (hf,), (dims,), join_one, cut_one)
 
 
-def extra_state_keys(num_layers: int) -> list[str]:
+def extra_state_keys(shape: Architecture) -> list[str]:
     """Keys of the objects without content that a GPTModel asks a checkpoint for, beside its tensors.
 
     The linear layers of the local spec and every module of the Transformer Engine spec have an ``_extra_state`` (fp8
@@ -95,9 +97,11 @@ def extra_state_keys(num_layers: int) -> list[str]:
     """
     modules = [f"self_attention.{name}" for name in ("linear_qkv", "core_attention", "linear_proj")]
     modules += [f"mlp.{name}" for name in ("linear_fc1", "linear_fc2")]
+    if shape.qk_norm:
+        modules += [f"self_attention.{name}_layernorm" for name in ("q", "k")]
     keys = [
-        f"decoder.layers.{module}._extra_state/shard_{layer}_{num_layers}"
-        for layer in range(num_layers)
+        f"decoder.layers.{module}._extra_state/shard_{layer}_{shape.num_layers}"
+        for layer in range(shape.num_layers)
         for module in modules
     ]
     return [*keys, "decoder.final_layernorm._extra_state/shard_0_1"]

@@ -11,10 +11,10 @@ from torch import Tensor
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.names import NameRule
+from megatron_longpo.hf.safetensors_file import SAFETENSORS_DTYPES
 from megatron_longpo.hf.torch_dist import CheckpointReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 INDEX_FILE = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
@@ -46,7 +46,6 @@ class SafetensorsFolder:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        self._opened: dict[Path, Any] = {}
         for path in _weight_files(folder):
             self._read_header(path)
 
@@ -63,25 +62,28 @@ class SafetensorsFolder:
         return str(self._files[name])
 
     def read(self, name: str) -> Tensor:
-        return self._opened[self._files[name]].get_tensor(name)
+        # The file is mapped, and what was read of it stays resident while it is open: opening costs less than a model.
+        with safe_open(self._files[name], framework="pt") as file:
+            return file.get_tensor(name)
 
     def _read_header(self, path: Path) -> None:
         try:
-            self._opened[path] = file = safe_open(path, framework="pt")  # pyright: ignore[reportUnknownVariableType]
+            opened: Any = safe_open(path, framework="pt")
         except FileNotFoundError:
             raise UserError(f"{path} does not exist, but {INDEX_FILE} names it; download the folder again") from None
         except SafetensorError as error:
             raise UserError(f"{path}: not a safetensors file ({error}); download it again") from None
-        for name in list(file.keys()):
-            if name in self._files:
-                raise UserError(f"{path}: tensor {name} is also in {self._files[name]}; remove the stale file")
-            header = file.get_slice(name)
-            stored = header.get_dtype()
-            if stored not in _SAFETENSORS_DTYPES:
-                raise UserError(f"{path}: tensor {name} has dtype {stored}; needs one of F32, BF16, F16")
-            self._files[name] = path
-            self._shapes[name] = tuple(header.get_shape())
-            self._dtypes[name] = _SAFETENSORS_DTYPES[stored]
+        with opened as file:
+            headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            for name, header in headers.items():
+                if name in self._files:
+                    raise UserError(f"{path}: tensor {name} is also in {self._files[name]}; remove the stale file")
+                if (stored := header.get_dtype()) not in SAFETENSORS_DTYPES:
+                    needed = ", ".join(SAFETENSORS_DTYPES)
+                    raise UserError(f"{path}: tensor {name} has dtype {stored}; needs one of {needed}")
+                self._files[name] = path
+                self._shapes[name] = tuple(header.get_shape())
+                self._dtypes[name] = SAFETENSORS_DTYPES[stored]
 
 
 class CheckpointWeights:

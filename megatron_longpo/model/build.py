@@ -83,6 +83,7 @@ def transformer_config(
         layernorm_epsilon=options["layernorm_epsilon"],
         add_bias_linear=options["add_bias_linear"],
         add_qkv_bias=options["add_qkv_bias"],
+        qk_layernorm=options["qk_layernorm"],
         gated_linear_unit=options["swiglu"],
         activation_func=torch.nn.functional.silu,
         hidden_dropout=0.0,
@@ -175,7 +176,10 @@ def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerB
     submodules = layer.submodules
     submodules.input_layernorm = SequenceParallelRMSNorm  # type: ignore[union-attr]
     submodules.pre_mlp_layernorm = SequenceParallelRMSNorm  # type: ignore[union-attr]
-    submodules.self_attention.submodules.core_attention = PairAttention  # type: ignore[union-attr]
+    attention: Any = submodules.self_attention.submodules  # type: ignore[union-attr]
+    attention.core_attention = PairAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = SequenceParallelRMSNorm
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=SequenceParallelRMSNorm)
 

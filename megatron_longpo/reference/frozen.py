@@ -22,6 +22,7 @@ from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.exchange import check_exchange
 from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.model.targets import pair_logps
 
 Conversation = Mapping[str, Tensor]
@@ -67,6 +68,35 @@ def load_frozen(
     transformer_impl: str,
 ) -> FrozenReference:
     """Load the imported weights of ``checkpoint`` on Megatron's current parallel groups, as ``dtype``."""
+    model = load_model(
+        checkpoint,
+        checkpoint / RELEASE,
+        read_identity(checkpoint).rope,
+        dtype=dtype,
+        sequence_parallel=sequence_parallel,
+        cp_comm_type=cp_comm_type,
+        transformer_impl=transformer_impl,
+    )
+    options = megatron_options(read_hf_config(checkpoint))
+    tensor = parallel_state.get_tensor_model_parallel_world_size()
+    return FrozenReference(model, int(options["vocab_size"]), tensor if sequence_parallel else 1)
+
+
+def load_model(
+    checkpoint: Path,
+    weights: Path,
+    rope: RopeParameters,
+    *,
+    dtype: torch.dtype,
+    sequence_parallel: bool = False,
+    cp_comm_type: Sequence[str] = ("p2p",),
+    transformer_impl: str = "local",
+) -> nn.Module:
+    """This rank's part of the model of ``checkpoint``, without gradients, on Megatron's current parallel groups.
+
+    Args:
+        weights: the subfolder to take them from.
+    """
     options = megatron_options(read_hf_config(checkpoint))
     tensor = parallel_state.get_tensor_model_parallel_world_size()
     config = transformer_config(
@@ -79,7 +109,7 @@ def load_frozen(
         transformer_impl=transformer_impl,
         dtype=dtype,
     )
-    shape = ModelShape.of(options, read_identity(checkpoint).rope, multiple=tensor)
+    shape = ModelShape.of(options, rope, multiple=tensor)
     model: nn.Module = build_model(
         config,
         shape,
@@ -87,9 +117,9 @@ def load_frozen(
         post_process=parallel_state.is_pipeline_last_stage(),
     )
     model = model.to(dtype).to(torch.cuda.current_device()).eval().requires_grad_(False)
-    state = load_checkpoint(model.sharded_state_dict(), str(checkpoint / RELEASE))  # type: ignore[operator]
+    state = load_checkpoint(model.sharded_state_dict(), str(weights))  # type: ignore[operator]
     model.load_state_dict(state, strict=False)
-    return FrozenReference(model, shape.vocab_size, tensor if sequence_parallel else 1)
+    return model
 
 
 def score(reference: FrozenReference, conversations: Sequence[Conversation]) -> list[Tensor]:

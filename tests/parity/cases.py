@@ -19,7 +19,7 @@ class Case:
     """One training step in one parallel layout."""
 
     architecture: str
-    """llama, mistral or qwen2."""
+    """llama, mistral, qwen2 or qwen3."""
     tied: bool
     tp: int = 1
     pp: int = 1

@@ -8,19 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.parity.cases import BETA, NLL_COEF, PREF_COEF, VOCAB, Case, Sample
 from tests.unit.hf.models import save_tokenizer
-
-CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
 
 @dataclass
@@ -34,7 +25,8 @@ class Result:
 def random_model(case: Case) -> PreTrainedModel:
     """A small model with every feature of its kind, in fp32; weights large enough that attention is not uniform."""
     torch.manual_seed(len(case.model))
-    config = CONFIGS[case.architecture](
+    config = AutoConfig.for_model(
+        case.architecture,
         vocab_size=VOCAB,
         hidden_size=32,
         intermediate_size=48,

@@ -24,7 +24,7 @@ LAYOUTS = [
     if tp * pp * cp * dp <= 8
 ]
 SWITCHES: dict[str, tuple[Any, ...]] = {
-    "architecture": ("llama", "mistral", "qwen2"),
+    "architecture": ("llama", "mistral", "qwen2", "qwen3"),
     "tied": (False, True),
     "sequence_parallel": (False, True),
     "distributed_optimizer": (False, True),

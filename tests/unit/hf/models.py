@@ -6,24 +6,10 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 101  # odd, so that every padding shows
 _SIZES = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
-_CLASSES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-}
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_theta": 5e5}),
@@ -34,6 +20,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2": ("qwen2", {"num_attention_heads": 8, "num_key_value_heads": 4, "rope_theta": 1e6}),
     "qwen2-tied": ("qwen2", {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "rope_theta": 1e6}),
+    "qwen3-tied": (
+        "qwen3",
+        {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
+    ),
 }
 
 
@@ -43,9 +34,8 @@ def save_model(folder: Path, name: str = "llama", dtype: torch.dtype = torch.flo
     Every parameter is random, norms and biases too, and large enough that a wrong one shows in the logits.
     """
     model_type, options = SHAPES[name]
-    config_class, model_class = _CLASSES[model_type]
-    config = config_class(**{**_SIZES, "max_position_embeddings": 128, **options, **overrides})
-    model: PreTrainedModel = model_class(config)
+    config = AutoConfig.for_model(model_type, **{**_SIZES, "max_position_embeddings": 128, **options, **overrides})
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(len(name))
     with torch.no_grad():
         for parameter in model.parameters():

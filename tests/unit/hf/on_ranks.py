@@ -58,7 +58,14 @@ def _stock_model(options: dict[str, Any], job: Job) -> GPTModel:
         parallel_state.get_pipeline_model_parallel_world_size(),
     )
     same_names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
-    same_names += ("kv_channels", "normalization", "layernorm_epsilon", "add_bias_linear", "add_qkv_bias")
+    same_names += (
+        "kv_channels",
+        "normalization",
+        "layernorm_epsilon",
+        "add_bias_linear",
+        "add_qkv_bias",
+        "qk_layernorm",
+    )
     config = TransformerConfig(
         **{name: options[name] for name in same_names},
         gated_linear_unit=options["swiglu"],
@@ -74,7 +81,7 @@ def _stock_model(options: dict[str, Any], job: Job) -> GPTModel:
     multiple = job.vocab_multiple * tp
     return GPTModel(
         config=config,
-        transformer_layer_spec=get_gpt_layer_local_spec(normalization="RMSNorm"),
+        transformer_layer_spec=get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm"),
         vocab_size=-(-options["vocab_size"] // multiple) * multiple,
         max_sequence_length=options["max_position_embeddings"],
         pre_process=parallel_state.is_pipeline_first_stage(),

@@ -53,7 +53,7 @@ def test_errors_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert verb("import-hf", hf=tmp_path / "hf", output=tmp_path / "checkpoint") == 2
     expected = 'megatron-longpo import-hf: error: config.json: model_type is "mixtral"; supported are llama, '
-    assert capsys.readouterr().err == f"{expected}mistral, qwen2\n"
+    assert capsys.readouterr().err == f"{expected}mistral, qwen2, qwen3\n"
     assert verb("export-hf", checkpoint=tmp_path / "checkpoint", output=tmp_path / "out") == 2
     assert last_error(capsys).startswith("megatron-longpo export-hf: error: ")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

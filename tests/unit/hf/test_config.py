@@ -21,6 +21,7 @@ REQUIRED = {
 LLAMA = {"model_type": "llama", **REQUIRED}
 MISTRAL = {"model_type": "mistral", "sliding_window": None, **REQUIRED}
 QWEN2 = {"model_type": "qwen2", **REQUIRED, "num_key_value_heads": 4}
+QWEN3 = {**QWEN2, "model_type": "qwen3"}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,9 @@ QWEN2 = {"model_type": "qwen2", **REQUIRED, "num_key_value_heads": 4}
         {**QWEN2, "use_sliding_window": False, "sliding_window": 16},
         {**QWEN2, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 4},
         {**QWEN2, "layer_types": ["full_attention"] * 4},
+        QWEN3,
+        {**QWEN3, "head_dim": 24},
+        {**QWEN3, "num_key_value_heads": None},
     ],
 )
 def test_equals_what_transformers_reads(config: dict[str, Any]) -> None:
@@ -67,6 +71,7 @@ def test_equals_what_transformers_reads(config: dict[str, Any]) -> None:
         "swiglu": True,
         "add_bias_linear": False,
         "add_qkv_bias": config["model_type"] == "qwen2",
+        "qk_layernorm": config["model_type"] == "qwen3",
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         "init_method_std": theirs["initializer_range"],
@@ -96,7 +101,7 @@ def test_whole_rotary_base_is_an_int() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**LLAMA, "model_type": "gpt2"}, 'model_type is "gpt2"; supported are llama, mistral, qwen2'),
+        ({**LLAMA, "model_type": "gpt2"}, 'model_type is "gpt2"; supported are llama, mistral, qwen2, qwen3'),
         ({**REQUIRED}, "model_type is null"),
         ({**LLAMA, "model_type": ["llama"]}, 'model_type is ["llama"]'),
         ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_scaling: rope_type is "dynamic"'),
@@ -106,6 +111,8 @@ def test_whole_rotary_base_is_an_int() -> None:
         ({**QWEN2, "max_window_layers": None}, "max_window_layers is null"),
         ({**QWEN2, "layer_types": ["full_attention", "sliding_attention"] * 2}, "layer_types is"),
         ({**LLAMA, "attention_bias": True}, "attention_bias is true"),
+        ({**QWEN3, "attention_bias": True}, "attention_bias is true"),
+        ({**QWEN3, "use_sliding_window": True, "max_window_layers": 2}, "use_sliding_window is true"),
         ({**LLAMA, "mlp_bias": True}, "mlp_bias is true"),
         ({**LLAMA, "hidden_act": "gelu"}, 'hidden_act is "gelu"'),
         ({**LLAMA, "quantization_config": {"bits": 4}}, 'quantization_config is {"bits": 4}'),

@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.hf.export_hf import export_hf
 from megatron_longpo.hf.import_hf import import_hf
 from tests.unit.hf.models import edit_config, save_model
 
@@ -134,3 +136,42 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere/config\.json does not exist"):
         import_hf(tmp_path / "nowhere", tmp_path / "checkpoint")
+
+
+def test_vocabulary_of_another_model(tmp_path: Path) -> None:
+    """The tokenizer has 101 tokens."""
+    hf = save_model(tmp_path / "hf", vocab_size=100)
+    assert "the tokenizer has token ids up to 100, config.json says vocab_size 100; it is of another" in message_of(hf)
+
+
+def test_shard_missing_of_many(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf", hidden_size=64)
+    AutoModelForCausalLM.from_pretrained(hf).save_pretrained(hf, max_shard_size="50KB")
+    (hf / "model.safetensors").unlink()
+    gone = sorted(hf.glob("model-*.safetensors"))[1]
+    gone.unlink()
+    assert f"{gone} does not exist, but model.safetensors.index.json names it" in message_of(hf)
+
+
+def test_a_checkpoint_is_no_source(tmp_path: Path) -> None:
+    import_hf(save_model(tmp_path / "model"), tmp_path / "checkpoint")
+    with pytest.raises(UserError, match=r"checkpoint/config\.json does not exist"):
+        import_hf(tmp_path / "checkpoint", tmp_path / "out")
+    with pytest.raises(UserError, match=r"model/hf/config\.json does not exist; make the folder with .*import-hf"):
+        export_hf(tmp_path / "model", tmp_path / "out")
+
+
+def test_target_in_a_file(tmp_path: Path) -> None:
+    """A read-only folder gives an OSError of the same kind; to root nothing is read-only."""
+    hf = save_model(tmp_path / "hf")
+    with pytest.raises(NotADirectoryError, match=r"hf/config\.json is a file; choose another output"):
+        import_hf(hf, hf / "config.json" / "out")
+
+
+@pytest.mark.parametrize("name", [".metadata", "metadata.json"])
+def test_half_written_checkpoint(tmp_path: Path, name: str) -> None:
+    import_hf(save_model(tmp_path / "hf"), tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "release" / name).unlink()
+    with pytest.raises(UserError, match=f"release lacks {name}: no complete checkpoint"):
+        export_hf(tmp_path / "checkpoint", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

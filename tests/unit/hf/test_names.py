@@ -48,15 +48,23 @@ def test_cut_undoes_join(groups: int, queries: int, head_dim: int, is_bias: bool
     assert len(storages) == 5, "safetensors refuses tensors that share memory"
 
 
-def table(**changes: bool) -> dict[str, NameRule]:
+def shape(**changes: bool) -> Architecture:
     sizes = {"num_layers": 2, "hidden_size": 8, "ffn_hidden_size": 10, "num_heads": 4, "num_query_groups": 2}
-    flags = {"qkv_bias": False, "tied_embeddings": False, **changes}
-    return {rule.megatron: rule for rule in name_table(Architecture(**sizes, head_dim=6, vocab_size=11, **flags))}
+    flags = {"qkv_bias": False, "qk_norm": False, "tied_embeddings": False, **changes}
+    return Architecture(**sizes, head_dim=6, vocab_size=11, **flags)
+
+
+def table(**changes: bool) -> dict[str, NameRule]:
+    return {rule.megatron: rule for rule in name_table(shape(**changes))}
 
 
 def test_table_by_model() -> None:
     plain, biased, tied = table(), table(qkv_bias=True), table(tied_embeddings=True)
     assert biased.keys() - plain.keys() == {"decoder.layers.self_attention.linear_qkv.bias"}
+    attention = "decoder.layers.self_attention."
+    normed = table(qk_norm=True)
+    assert normed.keys() - plain.keys() == {f"{attention}q_layernorm.weight", f"{attention}k_layernorm.weight"}
+    assert normed[f"{attention}k_layernorm.weight"].joined_shape == (6,)
     assert plain.keys() - tied.keys() == {"output_layer.weight"}
     assert plain["decoder.layers.self_attention.linear_qkv.weight"].joined_shape == (2 * (2 + 2) * 6, 8)
     assert biased["decoder.layers.self_attention.linear_qkv.bias"].joined_shape == (48,)
@@ -68,7 +76,11 @@ def test_table_by_model() -> None:
 
 
 def test_extra_states_of_both_specs() -> None:
-    keys = extra_state_keys(3)
-    assert len(keys) == len(set(keys)) == 3 * 5 + 1
-    assert "decoder.layers.self_attention.core_attention._extra_state/shard_2_3" in keys
+    keys = extra_state_keys(shape())
+    assert len(keys) == len(set(keys)) == 2 * 5 + 1
+    assert "decoder.layers.self_attention.core_attention._extra_state/shard_1_2" in keys
+    normed = set(extra_state_keys(shape(qk_norm=True))) - set(keys)
+    assert normed == {
+        f"decoder.layers.self_attention.{x}_layernorm._extra_state/shard_{layer}_2" for x in "qk" for layer in (0, 1)
+    }
     assert "decoder.final_layernorm._extra_state/shard_0_1" in keys
