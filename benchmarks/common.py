@@ -44,7 +44,23 @@ def _rank_main(rank: int, measure: Callable[..., Any], args: tuple[Any, ...], nu
     dist.destroy_process_group()
 
 
-def resident_bytes(field: str) -> int:
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory held during ``work``, beyond what was held before it: on the device, or resident on a CPU.
+
+    Call ``work`` on something small first, or kernels and thread pools are counted too.
+    """
+    if not platform.is_cpu():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to what is resident now
+    before = _resident_bytes("VmRSS")
+    work()
+    return _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(field: str) -> int:
     """A size from /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):

@@ -8,12 +8,11 @@ log_softmax over the whole logits, stands beside it where it fits.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import on_ranks, resident_bytes, write_result
+from benchmarks.common import on_ranks, peak_bytes, write_result
 from megatron_longpo.model.logprob import token_logprobs
 
 LARGEST_PLAIN = 16384
@@ -31,7 +30,7 @@ def main() -> None:
     for tokens in args.tokens:
         row = {"tokens": tokens, "vocab": args.vocab, "hidden": args.hidden}
         for side in ("head", "plain") if tokens <= LARGEST_PLAIN else ("head",):
-            row[side] = on_ranks(peak_bytes, 1, side, tokens, args.vocab, args.hidden)[0]
+            row[side] = on_ranks(beyond_gradients, 1, side, tokens, args.vocab, args.hidden)[0]
         rows.append(row)
         print("  ".join(f"{name} {value:,}" for name, value in row.items()), flush=True)
     head = [row["head"] for row in rows]
@@ -40,7 +39,7 @@ def main() -> None:
     write_result("logprob_memory", {"bytes_beyond_inputs_and_gradients": rows, "head_spread": spread})
 
 
-def peak_bytes(side: str, tokens: int, vocab: int, hidden: int) -> int:
+def beyond_gradients(side: str, tokens: int, vocab: int, hidden: int) -> int:
     """Bytes beyond inputs and gradients."""
     torch.manual_seed(0)
     states = torch.randn(tokens, 1, hidden, requires_grad=True)
@@ -48,11 +47,8 @@ def peak_bytes(side: str, tokens: int, vocab: int, hidden: int) -> int:
     labels, rows = torch.randint(vocab, (tokens,)), torch.arange(tokens)
     _run(side, states[:8], weight[:16], labels[:8] % 16, rows[:8])  # load kernels and threads before counting
     states.grad = weight.grad = None
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to what is resident now
-    before = resident_bytes("VmRSS")
-    _run(side, states, weight, labels, rows)
     gradients = (states.numel() + weight.numel()) * 4
-    return resident_bytes("VmHWM") - before - gradients
+    return peak_bytes(lambda: _run(side, states, weight, labels, rows)) - gradients
 
 
 def _run(side: str, states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> None:

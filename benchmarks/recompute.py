@@ -10,13 +10,12 @@ size during the step, less that before it.
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from benchmarks.common import on_ranks, platform, resident_bytes, write_result
+from benchmarks.common import on_ranks, peak_bytes, write_result
 from benchmarks.small_mistral import random_mistral, random_pair, shared_pass
 
 MODES = ("none", "full", "keep-attention")
@@ -31,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     seconds = on_ranks(times, 1, args.trunk, args.branch, args.repeats)[0]
     ratios = [full / kept for full, kept in zip(seconds["full"], seconds["keep-attention"], strict=True)]
-    peaks = {mode: on_ranks(peak_bytes, 1, mode, args.trunk, args.branch)[0] for mode in MODES}
+    peaks = {mode: on_ranks(peak, 1, mode, args.trunk, args.branch)[0] for mode in MODES}
     for mode in MODES:
         print(f"{mode:15} median {statistics.median(seconds[mode]):.2f} s, peak {peaks[mode] / 2**20:,.0f} MiB")
     print(f"full / keep-attention: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
@@ -72,19 +71,11 @@ def times(trunk: int, branch: int, repeats: int) -> dict[str, list[float]]:
     return found
 
 
-def peak_bytes(mode: str, trunk: int, branch: int) -> int:
+def peak(mode: str, trunk: int, branch: int) -> int:
     """Of one step, beyond model and gradients."""
     model = random_mistral()
     step(model, mode, 64, 16)  # load kernels and threads, make the gradients
-    if not platform.is_cpu():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(model, mode, trunk, branch)
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to what is resident now
-    before = resident_bytes("VmRSS")
-    step(model, mode, trunk, branch)
-    return resident_bytes("VmHWM") - before
+    return peak_bytes(lambda: step(model, mode, trunk, branch))
 
 
 def step(model: GPTModel, mode: str, trunk: int, branch: int) -> None:

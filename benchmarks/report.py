@@ -41,6 +41,17 @@ def _sharing(measured: list[dict[str, Any]]) -> tuple[str, str]:
     return f"two full passes / one shared pass, forward and backward ({what})", "; ".join(found)
 
 
+def _sharing_memory(measured: list[dict[str, Any]]) -> tuple[str, str]:
+    what = f"peak memory a rank of that step, two full passes / one shared pass, branches of {measured[0]['branch']}"
+    found = (
+        f"trunk {row['trunk']:,}, cp {row['num_ranks']}: "
+        + " / ".join(f"{row['peak_bytes'][side] / 2**20:,.0f}" for side in ("two_passes", "shared"))
+        + " MiB"
+        for row in measured
+    )
+    return what, "; ".join(found)
+
+
 def _recompute(measured: dict[str, Any]) -> tuple[str, str]:
     what = f"step with full recomputation / with `--longpo-recompute keep-attention`, trunk {measured['trunk']:,}"
     peaks = ", ".join(f"{mode} {peak / 2**20:,.0f}" for mode, peak in measured["peak_bytes"].items())
@@ -55,6 +66,17 @@ def _logprob_memory(measured: dict[str, Any]) -> tuple[str, str]:
     found += f" (log_softmax: {plain['plain'] / 2**20:,.0f} MiB at {plain['tokens']:,})"
     lengths = f"{rows[0]['tokens']:,} to {rows[-1]['tokens']:,} tokens, vocabulary {rows[0]['vocab']:,}"
     return f"peak memory of the log-prob head over its inputs and gradients, {lengths}", found
+
+
+def _door(measured: dict[str, Any]) -> tuple[str, str]:
+    gigabytes = measured["weight_bytes"] / 1e9
+    found = (
+        f"{verb} {measured[verb]['seconds']:.0f} s, {gigabytes * 1e3 / measured[verb]['seconds']:.0f} MB/s, "
+        f"peak {measured[verb]['peak_rss_bytes'] / 2**30:.1f} GiB"
+        for verb in ("import-hf", "export-hf")
+    )
+    exact = "bit exact" if measured["bit_exact"] else "not bit exact"
+    return f"Hugging Face door, {gigabytes:.1f} GB of bf16 weights in Mistral-7B's shape, {exact}", "; ".join(found)
 
 
 def _quickstart(measured: dict[str, Any]) -> tuple[str, str]:

@@ -57,7 +57,7 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
     model = random_mistral(group.size())
     sides: dict[str, Callable[[], Tensor]] = {
         "two_passes": lambda: two_passes(model, trunk, branch, group),
-        "shared": lambda: _shared(model, trunk, branch),
+        "shared": lambda: shared(model, trunk, branch),
     }
     difference = compare(model, sides)
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -111,7 +111,8 @@ class _RingAttention(torch.autograd.Function):
         return *trunk_backward(grad_out, *ctx.saved_tensors, exchange=ctx.exchange, scale=ctx.scale), None, None
 
 
-def _shared(model: GPTModel, trunk: int, branch: int) -> Tensor:
+def shared(model: GPTModel, trunk: int, branch: int) -> Tensor:
+    """The product's loss."""
     _set_attention(model, lambda attention: PairAttention(model.config, 1, attention.attn_mask_type, "self"))
     return shared_pass(model, random_pair(trunk, branch))
 
