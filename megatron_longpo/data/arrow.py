@@ -1,6 +1,6 @@
 """Rows of Arrow and parquet files: `datasets.save_to_disk` folders, ``.arrow`` and ``.parquet``, one row at a time.
 
-Arrow files are memory-mapped and parquet files are decoded a few rows at a time, so memory does not grow with a file.
+Arrow files are memory-mapped and parquet files are decoded row by row, so memory does not grow with a file.
 Rows are counted from 0 within their file, as `datasets` and pandas count them.
 """
 
@@ -16,9 +16,6 @@ import numpy as np
 
 from megatron_longpo.data.tokenise import IntArray
 from megatron_longpo.errors import UserError
-
-_ROWS_DECODED = 8
-"""Parquet rows in memory at a time; one of 128K tokens takes about 10 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +113,7 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     if path.suffix == ".parquet":
         # Without pre-buffering, or a whole row group is read at once.
         file = _pyarrow("pyarrow.parquet").ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-        return iter(file.iter_batches(batch_size=_ROWS_DECODED, columns=list(columns)))
+        return iter(file.iter_batches(batch_size=1, columns=list(columns)))
     return _open_ipc(path)[1]
 
 
