@@ -87,7 +87,23 @@ def _quickstart(measured: dict[str, Any]) -> tuple[str, str]:
     return "quickstart, all stages, model fetched before", found
 
 
-SENTENCES = {"sharing": _sharing, "logprob_memory": _logprob_memory, "quickstart": _quickstart}
+def _large_dataset(measured: dict[str, Any]) -> tuple[str, str]:
+    rows = measured["rows"]
+    largest = rows[-1]
+    what = f"dataset of {largest['pairs']:,} pairs of {measured['long']:,} tokens, {largest['bytes'] / 1e9:.1f} GB"
+    memory = ", ".join(f"{row['write_peak_bytes'] / 2**20:.1f} MiB at {row['pairs']:,}" for row in rows)
+    found = f"written {largest['write_tokens_per_s'] / 1e6:.0f}M tokens/s; a pair read in"
+    found += f" {largest['cold_ms_per_pair']:.1f} ms cold, {largest['warm_ms_per_pair']:.1f} ms warm"
+    found += f"; peak memory over the imports: writing {memory}, reading {largest['read_peak_bytes'] / 2**20:.1f} MiB"
+    return f"{what}: writing, and reading at random", found
+
+
+SENTENCES = {
+    "sharing": _sharing,
+    "logprob_memory": _logprob_memory,
+    "quickstart": _quickstart,
+    "large_dataset": _large_dataset,
+}
 """File in results/ -> (what was measured, the number)."""
 
 

@@ -28,6 +28,7 @@ LAYOUT = "tests/unit/model/test_layout.py"
 LOGPROB = "tests/unit/model/test_logprob.py::test_equals_log_softmax"
 SCALING = "tests/unit/objective/test_scaling.py"
 OPENER = "tests/unit/data/test_opener.py"
+PUBLISHED = "tests/unit/data/test_published.py::test_trunk_branches_and_spans_are_recovered_exactly"
 NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
 STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
 ROPE = "tests/unit/model/test_rope.py::test_equals_transformers"
@@ -314,6 +315,27 @@ MUTATIONS = (
         old='lr=group["lr"],',
         new='lr=group["lr"] * (1 - group["alpha"] ** next(group.setdefault("steps", iter(range(1, 99))))) ** 0.5,',
         tests=(OPTIMIZER,),
+    ),
+    Mutation(
+        name="import-border-from-common-prefix",
+        file="megatron_longpo/data/published.py",
+        old="opener = int(chosen.spans[0, 0]) - 1",
+        new="opener = num_equal(chosen.ids, rejected.ids) - 1",
+        tests=(PUBLISHED,),
+    ),
+    Mutation(
+        name="import-response-as-wide-as-its-labels",
+        file="megatron_longpo/data/labels.py",
+        old="return first + int(ends[0]) + 1",
+        new="return end",
+        tests=(PUBLISHED,),
+    ),
+    Mutation(
+        name="import-turns-in-the-order-of-the-row",
+        file="megatron_longpo/data/published.py",
+        old="RenderedPair(pair_id, long, _in_order_of_turns(long, short))",
+        new="RenderedPair(pair_id, long, tuple(short))",
+        tests=(PUBLISHED,),
     ),
 )
 

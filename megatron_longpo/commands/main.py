@@ -9,6 +9,7 @@ from megatron_longpo.errors import UserError
 
 VERBS = {
     "build": "JSONL preference pairs -> indexed binary dataset",
+    "import-data": "published LongPO pairs (Arrow, parquet) -> indexed binary dataset",
     "inspect": "show a stored pair as text, ids, spans and reference log-probs",
     "import-hf": "Hugging Face folder -> Megatron distributed checkpoint",
     "export-hf": "Megatron distributed checkpoint -> Hugging Face folder",

@@ -53,10 +53,10 @@ def render_text(
     for instruction, answer in zip(instructions, answers, strict=True):
         content = instruction if messages else f"{context}\n\n{instruction}"
         messages.append({"role": "user", "content": content})
-        prefixes.append(_apply(tokenizer, messages))
+        prefixes.append(apply_template(tokenizer, messages))
         responses.append(_response_range(tokenizer, messages, prefixes[-1], answer))
         messages.append({"role": "assistant", "content": answer})
-        prefixes.append(_apply(tokenizer, messages))
+        prefixes.append(apply_template(tokenizer, messages))
     text = prefixes[-1]
     for prefix in prefixes:
         _require_prefix(prefix, text)
@@ -90,14 +90,14 @@ def _response_range(
     tokenizer: "PreTrainedTokenizerFast", messages: list[Message], before: str, answer: str
 ) -> tuple[int, int]:
     """Where the response and the answer's text stand after ``before``, the rendering of ``messages``."""
-    after = _apply(tokenizer, [*messages, {"role": "assistant", "content": answer}])
-    probe = _apply(tokenizer, [*messages, {"role": "assistant", "content": _stand_in(answer)}])
+    after = apply_template(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+    probe = apply_template(tokenizer, [*messages, {"role": "assistant", "content": _stand_in(answer)}])
     _require_prefix(before, after)
     _require_prefix(before, probe)
     first, last = _changed_range(after[len(before) :], probe[len(before) :])
     start, end = len(before) + first, len(before) + last
     _require_verbatim(after[start:end], answer, "an answer")
-    prompt = _apply(tokenizer, messages, add_generation_prompt=True)
+    prompt = apply_template(tokenizer, messages, add_generation_prompt=True)
     if len(prompt) <= start and after.startswith(prompt) and not after[len(prompt) : start].strip():
         start = len(prompt)
     return start, end
@@ -105,7 +105,7 @@ def _response_range(
 
 def _context_range(tokenizer: "PreTrainedTokenizerFast", text: str, content: str, context: str) -> tuple[int, int]:
     """Where the context stands in ``text``, the rendering of the first user message ``content`` alone."""
-    start, end = _changed_range(text, _apply(tokenizer, [{"role": "user", "content": _stand_in(content)}]))
+    start, end = _changed_range(text, apply_template(tokenizer, [{"role": "user", "content": _stand_in(content)}]))
     rendered = text[start:end]
     _require_verbatim(rendered, content, "the first user message")
     # The template may have removed white space before the context; what follows the context is the instruction.
@@ -113,7 +113,10 @@ def _context_range(tokenizer: "PreTrainedTokenizerFast", text: str, content: str
     return start, start + len(context) - num_removed
 
 
-def _apply(tokenizer: "PreTrainedTokenizerFast", messages: list[Message], add_generation_prompt: bool = False) -> str:
+def apply_template(
+    tokenizer: "PreTrainedTokenizerFast", messages: list[Message], add_generation_prompt: bool = False
+) -> str:
+    """The conversation in the template's words; raises UserError where the template fails."""
     untyped: Any = tokenizer
     try:
         text: object = untyped.apply_chat_template(

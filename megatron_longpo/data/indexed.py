@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import shutil
+from array import array
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -69,10 +70,9 @@ class PairWriter:
         }
         self._overwrite = overwrite
         self._dtype = DType.optimal_dtype(vocab_size)
-        self._spans: list[IntArray] = []
-        self._lengths: list[list[Lengths]] = []
-        self._num_skipped = 0
-        self._num_removed: list[int] = []
+        # As plain integers: a Python object for each would take over a kilobyte a pair (benchmarks/large_dataset.py).
+        self._spans, self._long_lengths, self._short_lengths = array("i"), array("i"), array("i")
+        self._num_skipped = self._num_truncated = self._num_removed = 0
 
     def __enter__(self) -> Self:
         refuse_existing(self.prefix, self._overwrite)
@@ -117,9 +117,12 @@ class PairWriter:
             self._records.write(json.dumps(record, ensure_ascii=False) + "\n")
         long_spans = np.stack([pair.long.chosen.spans, pair.long.rejected.spans], axis=1)
         short_spans = np.stack([np.stack([item.chosen.spans[0], item.rejected.spans[0]]) for item in pair.short])
-        self._spans.append(np.concatenate([long_spans, short_spans], axis=1, dtype=np.int32))
-        self._lengths.append([item.lengths for item in conversations])
-        self._num_removed.append(pair.num_removed)
+        self._spans.frombytes(np.concatenate([long_spans, short_spans], axis=1, dtype=np.int32).tobytes())
+        self._long_lengths.extend(pair.long.lengths)
+        for item in pair.short:
+            self._short_lengths.extend(item.lengths)
+        self._num_truncated += pair.num_removed > 0
+        self._num_removed += pair.num_removed
 
     def skip(self) -> None:
         """Count a pair that was left out because it was too long."""
@@ -140,7 +143,7 @@ class PairWriter:
             self._records.close()
             self._builder.finalize(str(self._partial[".idx"]))
             with self._partial[".spans.npy"].open("wb") as file:
-                np.save(file, np.concatenate(self._spans))
+                np.save(file, _as_array(self._spans, 4, 2))
             manifest = self._manifest(inputs)
             self._partial[".manifest.json"].write_text(manifest.to_json(), encoding="utf-8")
             self._put_into_place()
@@ -158,16 +161,17 @@ class PairWriter:
             raise
 
     def _manifest(self, inputs: Sequence[InputFile]) -> Manifest:
+        long, short = _as_array(self._long_lengths, 3), _as_array(self._short_lengths, 3)
         return Manifest(
             format_version=FORMAT_VERSION,
             fingerprint=_sha256(self._partial[suffix] for suffix in (".bin", ".idx", ".spans.npy")),
             dtype=np.dtype(self._dtype).name,
-            num_pairs=len(self._lengths),
+            num_pairs=len(long),
             num_skipped=self._num_skipped,
-            num_truncated=sum(removed > 0 for removed in self._num_removed),
-            num_removed=sum(self._num_removed),
+            num_truncated=self._num_truncated,
+            num_removed=self._num_removed,
             inputs=tuple(inputs),
-            **count_tokens(self._lengths),
+            **count_tokens(long, short),
             **self._settings,
         )
 
@@ -256,6 +260,10 @@ class PairReader:
 def _conversation(sequences: Sequence[IntArray], chosen_spans: IntArray, rejected_spans: IntArray) -> TrunkAndBranches:
     trunk, chosen, rejected = sequences
     return TrunkAndBranches(trunk, Branch(chosen, chosen_spans), Branch(rejected, rejected_spans))
+
+
+def _as_array(values: "array[int]", *row: int) -> NDArray[np.int32]:
+    return np.frombuffer(values, np.int32).reshape(-1, *row)
 
 
 def _sha256(paths: Iterable[Path]) -> str:

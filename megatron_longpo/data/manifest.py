@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-import statistics
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from megatron_longpo.data.render import Lengths
+from megatron_longpo.data.tokenise import IntArray
 from megatron_longpo.errors import UserError
 
 FORMAT_VERSION = 1
@@ -62,24 +63,23 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
-def count_tokens(pairs: Sequence[Sequence[Lengths]]) -> dict[str, Any]:
+def count_tokens(long: IntArray, short: IntArray) -> dict[str, Any]:
     """The manifest's fields ``num_turns``, ``num_tokens``, ``lengths`` and ``histogram``.
 
     Args:
-        pairs: per pair, the lengths of the long conversation and of the short one of each turn; not empty.
+        long: [pairs, 3], the `Lengths` of every pair's long conversation; not empty.
+        short: [turns of all pairs, 3], those of the short ones.
     """
-    long = [conversations[0] for conversations in pairs]
-    short = [lengths for conversations in pairs for lengths in conversations[1:]]
-    columns = {kind: [getattr(lengths, kind) for lengths in long] for kind in Lengths._fields}
-    columns |= {f"short_{kind}": [getattr(lengths, kind) for lengths in short] for kind in Lengths._fields}
-    longer = [lengths.longer for lengths in long]
-    bounds = Counter(1 << (length - 1).bit_length() for length in longer)
+    columns = dict(zip(Lengths._fields, long.T, strict=True))
+    columns |= {f"short_{kind}": column for kind, column in zip(Lengths._fields, short.T, strict=True)}
+    longer = long[:, 0] + long[:, 1:].max(axis=1)
+    bounds = Counter(1 << (length - 1).bit_length() for length in cast(list[int], longer.tolist()))
     return {
         "num_turns": len(short),
-        "num_tokens": {kind: sum(values) for kind, values in columns.items()},
+        "num_tokens": {kind: int(column.sum(dtype=np.int64)) for kind, column in columns.items()},
         "lengths": {
-            kind: (min(values), statistics.median(values), max(values))
-            for kind, values in {"pair": longer, **columns}.items()
+            kind: (int(column.min()), float(np.median(column)), int(column.max()))
+            for kind, column in {"pair": longer, **columns}.items()
         },
         "histogram": tuple(sorted(bounds.items())),
     }
