@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPE_CHOICES, default="as-is", help="dtype to write the weights in (default: as they are)"
     )
+    parser.add_argument(
+        "--base-model",
+        metavar="ORG/NAME",
+        help="name on the Hub of the model that was imported, for the card (default: what its own files say)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -26,5 +31,5 @@ def run(args: argparse.Namespace) -> None:
     from megatron_longpo.hf.export_hf import export_hf  # torch is slow to import; --help need not wait for it
 
     started = time.monotonic()
-    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype)
+    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype, args.base_model)
     print(f"exported {num_bytes / 1e9:.2f} GB of weights -> {args.output} in {time.monotonic() - started:.1f} s")

@@ -11,23 +11,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from megatron_longpo.data.tokenizer import chat_template_of, load_tokenizer
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory
-from megatron_longpo.hf.folder import open_checkpoint
+from megatron_longpo.hf.card import CARD, CardFacts, base_model, front_matter, model_card
+from megatron_longpo.hf.folder import open_checkpoint, step_of
+from megatron_longpo.hf.generation import complete_generation_config
+from megatron_longpo.hf.recipe import metrics_at, recipe_at
 from megatron_longpo.hf.sidecar import HF_FOLDER, copy_hf_files, read_hf_config, write_hf_config
 from megatron_longpo.hf.weights import DTYPES, INDEX_FILE, CheckpointWeights, read_checked
 
 _MAX_SHARD_BYTES = 5_000_000_000
 
 
-def export_hf(checkpoint: Path, output: Path, iteration: int | None = None, dtype: str = "as-is") -> int:
-    """Write the weights of a Megatron checkpoint as a Hugging Face folder that transformers loads.
+def export_hf(
+    checkpoint: Path, output: Path, iteration: int | None = None, dtype: str = "as-is", base: str | None = None
+) -> int:
+    """Write the weights of a Megatron checkpoint as a Hugging Face folder that transformers loads, with a model card.
 
     Args:
         checkpoint: what ``import-hf`` wrote, or a training program's ``--save`` folder.
         output: must not exist, or be empty; appears only when complete.
         iteration: which ``iter_*`` to take; None for the latest.
         dtype: ``fp32``, ``bf16``, ``fp16``, or ``as-is`` for what each tensor is stored in.
+        base: name on the Hub of the model that was imported, for the card; None for what its own files say.
 
     Returns:
         Bytes of weights written.
@@ -39,10 +46,13 @@ def export_hf(checkpoint: Path, output: Path, iteration: int | None = None, dtyp
     config = read_hf_config(checkpoint)
     weights = open_checkpoint(checkpoint, iteration)
     dtypes = {name: DTYPES.get(dtype, weights.dtype(name)) for name in weights.names()}
+    card = model_card(_card_facts(checkpoint, step_of(checkpoint, iteration), output.resolve().name, config, base))
     with atomic_directory(output) as folder:
         copy_hf_files(checkpoint / HF_FOLDER, folder)
+        (folder / CARD).write_text(card, encoding="utf-8")  # in the place of the imported model's own
         _record_dtype(config, set(dtypes.values()))
         write_hf_config(folder, config)
+        complete_generation_config(folder)
         return _write_safetensors(folder, weights, dtypes)
 
 
@@ -66,6 +76,20 @@ def _write_safetensors(folder: Path, weights: CheckpointWeights, dtypes: dict[st
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return num_bytes
+
+
+def _card_facts(checkpoint: Path, step: int, name: str, config: dict[str, Any], base: str | None) -> CardFacts:
+    source = front_matter(checkpoint / HF_FOLDER)
+    return CardFacts(
+        name=name,
+        config=config,
+        num_steps=step,
+        stages=recipe_at(checkpoint, step),
+        metrics=metrics_at(checkpoint, step),
+        source=source,
+        base_model=base_model(base, config, source),
+        has_chat_template=chat_template_of(load_tokenizer(checkpoint / HF_FOLDER)) is not None,
+    )
 
 
 def _record_dtype(config: dict[str, Any], dtypes: set[torch.dtype]) -> None:
