@@ -56,12 +56,12 @@ def recipe_at(checkpoint: Path, step: int) -> list[Stage]:
         raise UserError(f"{path}: format_version is {stored.get('format_version')!r}, needs {FORMAT_VERSION}")
     try:
         stages = [
-            Stage(stage["num_steps"], tuple(Stretch(one["after_step"], one["settings"]) for one in stage["stretches"]))
+            Stage(stage.get("num_steps", step), tuple(Stretch(**stretch) for stretch in stage["stretches"]))
             for stage in stored["stages"]
         ]
-        last = stages.pop()
-        kept = tuple(stretch for stretch in last.stretches if stretch.after_step < step)
-    except (KeyError, TypeError, IndexError) as error:
+        running = stages.pop()
+        kept = tuple(stretch for stretch in running.stretches if stretch.after_step < step)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path}: not a recipe ({error!r}); restore it, or delete it to go on without") from error
     return [*stages, Stage(step, kept)] if kept else stages
 
@@ -87,7 +87,9 @@ def record_recipe(save: Path, loaded: Path, loaded_step: int, first_step: int, s
     if not stretches or stretches[-1].settings != settings:
         stretches = (*stretches, Stretch(first_step, settings))
     stages[-1] = Stage(first_step, stretches)
-    write_json(save / RECIPE_FILE, {"format_version": FORMAT_VERSION, "stages": [asdict(stage) for stage in stages]})
+    written = [asdict(stage) for stage in stages]
+    del written[-1]["num_steps"]  # which grows as the run does
+    write_json(save / RECIPE_FILE, {"format_version": FORMAT_VERSION, "stages": written})
 
 
 def metrics_at(checkpoint: Path, step: int) -> dict[str, dict[str, Any]]:
