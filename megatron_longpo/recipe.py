@@ -78,7 +78,8 @@ def _model(args: argparse.Namespace, settings: LongPOSettings) -> dict[str, Any]
 
 
 def _optimizer(args: argparse.Namespace) -> dict[str, Any]:
-    values: dict[str, Any] = {"name": args.longpo_optimizer or args.optimizer}
+    adam = "adamw" if args.optimizer == "adam" else args.optimizer  # Megatron's has decoupled weight decay
+    values: dict[str, Any] = {"name": args.longpo_optimizer or adam}
     if args.longpo_optimizer == "rmsprop":
         values |= {"alpha": args.longpo_rmsprop_alpha, "epsilon": args.adam_eps}
     elif args.optimizer == "adam":
@@ -87,8 +88,8 @@ def _optimizer(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _schedule(args: argparse.Namespace) -> dict[str, Any]:
-    if args.use_checkpoint_opt_param_scheduler:  # the options are not what is used: the checkpoint's schedule goes on
-        return {"source": "of the checkpoint"}
+    if args.use_checkpoint_opt_param_scheduler and args.iteration and not args.no_load_optim:
+        return {}  # the checkpoint's goes on, whatever the options say
     return {
         "learning_rate": args.lr,
         "decay": args.lr_decay_style,

@@ -12,7 +12,7 @@ class Method:
 
 
 _LONGPO_TAGS = ("longpo", "preference-optimization", "long-context")
-_LONGPO = "LongPO (arXiv 2502.13922): short-to-long preference optimisation, from answers the model wrote itself"
+_LONGPO = "LongPO (arXiv 2502.13922), short-to-long preference optimisation"
 
 METHODS = {
     "longpo": Method(_LONGPO, _LONGPO_TAGS),

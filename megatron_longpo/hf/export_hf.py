@@ -40,19 +40,22 @@ def export_hf(
         Bytes of weights written.
 
     Raises:
-        UserError: no such checkpoint, it is damaged or of another model, or a weight is not finite.
+        UserError: no such checkpoint, it is damaged or of another model, a weight is not finite, or what the card
+            is written from is broken.
         FileExistsError: ``output`` is not empty.
     """
     config = read_hf_config(checkpoint)
     weights = open_checkpoint(checkpoint, iteration)
     dtypes = {name: DTYPES.get(dtype, weights.dtype(name)) for name in weights.names()}
-    card = model_card(_card_facts(checkpoint, step_of(checkpoint, iteration), output.resolve().name, config, base))
+    tokenizer = load_tokenizer(checkpoint / HF_FOLDER)
+    name, step = output.resolve().name, step_of(checkpoint, iteration)
+    card = _card(checkpoint, step, name, config, chat_template_of(tokenizer) is not None, base)
     with atomic_directory(output) as folder:
         copy_hf_files(checkpoint / HF_FOLDER, folder)
         (folder / CARD).write_text(card, encoding="utf-8")  # in the place of the imported model's own
         _record_dtype(config, set(dtypes.values()))
         write_hf_config(folder, config)
-        complete_generation_config(folder)
+        complete_generation_config(folder, tokenizer)
         return _write_safetensors(folder, weights, dtypes)
 
 
@@ -78,9 +81,11 @@ def _write_safetensors(folder: Path, weights: CheckpointWeights, dtypes: dict[st
     return num_bytes
 
 
-def _card_facts(checkpoint: Path, step: int, name: str, config: dict[str, Any], base: str | None) -> CardFacts:
+def _card(
+    checkpoint: Path, step: int, name: str, config: dict[str, Any], has_chat_template: bool, base: str | None
+) -> str:
     source = front_matter(checkpoint / HF_FOLDER)
-    return CardFacts(
+    facts = CardFacts(
         name=name,
         config=config,
         num_steps=step,
@@ -88,8 +93,9 @@ def _card_facts(checkpoint: Path, step: int, name: str, config: dict[str, Any], 
         metrics=metrics_at(checkpoint, step),
         source=source,
         base_model=base_model(base, config, source),
-        has_chat_template=chat_template_of(load_tokenizer(checkpoint / HF_FOLDER)) is not None,
+        has_chat_template=has_chat_template,
     )
+    return model_card(facts)
 
 
 def _record_dtype(config: dict[str, Any], dtypes: set[torch.dtype]) -> None:

@@ -75,6 +75,7 @@ def record_recipe(save: Path, loaded: Path, loaded_step: int, first_step: int, s
         loaded: folder of the checkpoint that training starts from; may be ``save``.
         loaded_step: which of its steps; 0 for an imported checkpoint.
         first_step: the step that training goes on from by its own count: ``loaded_step``, or 0 to count anew.
+        settings: without ``schedule`` where that of the loaded checkpoint goes on.
 
     Raises:
         UserError: the loaded folder's recipe is broken.
@@ -84,6 +85,8 @@ def record_recipe(save: Path, loaded: Path, loaded_step: int, first_step: int, s
     if first_step == 0 or not stages:
         stages.append(Stage(0, ()))
     stretches = stages[-1].stretches
+    if "schedule" not in settings and stretches and "schedule" in stretches[-1].settings:
+        settings["schedule"] = stretches[-1].settings["schedule"]
     if not stretches or stretches[-1].settings != settings:
         stretches = (*stretches, Stretch(first_step, settings))
     stages[-1] = Stage(first_step, stretches)

@@ -87,7 +87,7 @@ def test_the_recipe_is_what_was_used(work: Workspace, straight: Path) -> None:
         "label_smoothing": 0.0,
         "nll_tokens": "all",
     }
-    assert used["optimizer"]["name"] == "adam" and used["schedule"]["learning_rate"] == 1e-3
+    assert used["optimizer"]["name"] == "adamw" and used["schedule"]["learning_rate"] == 1e-3
     assert used["batches"]["global_batch_size"] == 4 and used["batches"]["planned_steps"] == 10
     assert used["precision"]["weights"] == "float32" and used["layout"]["num_ranks"] == 1
     assert used["reference"]["context"] == "short"

@@ -36,6 +36,16 @@ def test_goes_on(tmp_path: Path) -> None:
 AT = ((0, settings(1.0)), (8, settings(2.0)), (9, settings(3.0)))
 
 
+def test_a_schedule_goes_on(tmp_path: Path) -> None:
+    """Where the checkpoint's is used, and the options are not."""
+    schedule: Settings = {"schedule": {"learning_rate": 0.5}}
+    record_recipe(tmp_path, tmp_path, 0, 0, settings(1.0) | schedule)
+    record_recipe(tmp_path, tmp_path, 5, 5, settings(1.0))
+    record_recipe(tmp_path, tmp_path, 7, 7, settings(2.0))
+    expected = (Stretch(0, settings(1.0) | schedule), Stretch(7, settings(2.0) | schedule))
+    assert recipe_at(tmp_path, 9) == [Stage(9, expected)]
+
+
 def test_a_stretch_that_left_no_checkpoint_is_dropped(tmp_path: Path) -> None:
     record_recipe(tmp_path, tmp_path, 0, 0, settings(1.0))
     for beta in (2.0, 3.0, 3.0):
