@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.card_text import CITATION, METHODS, USAGE, USAGE_WITHOUT_CHAT
-from megatron_longpo.hf.recipe import Settings, Stage, Stretch
+from megatron_longpo.hf.recipe import Settings, Stage
 from megatron_longpo.hf.rope import rope_parameters
 
 CARD = "README.md"
@@ -80,7 +80,7 @@ def model_card(facts: CardFacts) -> str:
     """The whole card, Markdown under YAML."""
     parts = [f"# {facts.name}", _what_it_is(facts)]
     if facts.stages:
-        parts += ["## Recipe", *_recipe(facts.stages), "## Data", *_data(facts.stages)]
+        parts += ["## Recipe", *_tables(facts.stages, False), "## Data", *_tables(facts.stages, True)]
     if facts.metrics:
         parts += [
             "## Metrics",
@@ -109,9 +109,9 @@ def _metadata(facts: CardFacts) -> ModelCardData:
 def _what_it_is(facts: CardFacts) -> str:
     origin = f" of {facts.base_model}" if facts.base_model else ""
     if facts.stages:
-        lines = [f"Weights{origin} after {facts.num_steps} steps of {METHODS[_objective(facts.stages)].description}."]
+        lines = [f"Weights{origin} after {_steps(facts.num_steps)} of {METHODS[_objective(facts.stages)].description}."]
     elif facts.num_steps:
-        lines = [f"Weights{origin} after {facts.num_steps} training steps with megatron-longpo."]
+        lines = [f"Weights{origin} after {_steps(facts.num_steps)} of training with megatron-longpo."]
     else:
         lines = [f"Weights{origin}, converted with megatron-longpo {__version__}: no training took place."]
     lines.append(
@@ -129,36 +129,31 @@ def _trained_by(facts: CardFacts) -> str:
     return facts.stages[-1].stretches[-1].settings["versions"]["megatron-longpo"] if facts.stages else __version__
 
 
-def _recipe(stages: Sequence[Stage]) -> Iterable[str]:
-    for index, stage in enumerate(stages):
-        stretches = [Stretch(one.after_step, _without_data(one.settings)) for one in stage.stretches]
-        title = f"{stage.num_steps} steps."
-        if len(stages) > 1:
-            title = f"Stage {index + 1} of {len(stages)}, counting its steps anew: {title}"
-        yield from (title, *_stretches(stretches))
+def _tables(stages: Sequence[Stage], with_data: bool) -> Iterable[str]:
+    """All settings that the first steps were taken with; then, for what came later, what is different.
 
-
-def _without_data(settings: Settings) -> Settings:
-    return {section: values for section, values in settings.items() if section != "data"}
-
-
-def _data(stages: Sequence[Stage]) -> Iterable[str]:
-    for index, stage in enumerate(stages):
-        stretches = [Stretch(one.after_step, {"data": one.settings["data"]}) for one in stage.stretches]
-        if len(stages) > 1:
-            yield f"Stage {index + 1}:"
-        yield from _stretches(stretches)
-
-
-def _stretches(stretches: Sequence[Stretch]) -> Iterable[str]:
-    """A table of all settings; then, for what was used later, what is different."""
+    Args:
+        with_data: those of the data, or all others.
+    """
     previous: Settings = {}
-    for stretch in stretches:
-        if changed := _changed(previous, stretch.settings):
-            if stretch.after_step:
+    for index, stage in enumerate(stages):
+        if len(stages) > 1:
+            yield f"Stage {index + 1} of {len(stages)}, {_steps(stage.num_steps)}, counted anew:"
+        before = previous
+        for stretch in stage.stretches:
+            settings = {name: one for name, one in stretch.settings.items() if (name == "data") == with_data}
+            changed = _changed(previous, settings)
+            if changed and stretch.after_step:
                 yield f"From step {stretch.after_step + 1} on:"
-            yield _table(("", "setting", "value"), _rows(changed))
-        previous = stretch.settings
+            if changed:
+                yield _table(("", "setting", "value"), _rows(changed))
+            previous = settings
+        if before == previous:
+            yield "as before."
+
+
+def _steps(number: int) -> str:
+    return f"{number} step" if number == 1 else f"{number} steps"
 
 
 def _changed(before: Settings, after: Settings) -> Settings:

@@ -111,14 +111,17 @@ def test_what_changed_on_the_way_is_told_by_step() -> None:
     head = [["", "setting", "value"], ["---"] * 3]
     assert table_rows(second) == [*head, ["objective", "beta", "0.5"], ["layout", "recompute", "full"]]
     assert table_rows(third) == [*head, ["objective", "beta", "0.01"], ["layout", "recompute", "no longer set"]]
+    assert data.count("From step") == 1
     assert table_rows(data.split("From step 301 on:")[1].split("##")[0]) == [*head, ["data", "num pairs", "7"]]
 
 
 def test_stages_are_told_apart() -> None:
     stages = [Stage(500, (Stretch(0, used()),)), Stage(60, (Stretch(0, used(beta=0.1)),))]
     card = model_card(replace(FACTS, num_steps=60, stages=stages))
-    assert "Stage 1 of 2, counting its steps anew: 500 steps." in card
-    assert "Stage 2 of 2, counting its steps anew: 60 steps." in card
+    first, second = card.split("## Data")[0].split("Stage 2 of 2, 60 steps, counted anew:")
+    assert "Stage 1 of 2, 500 steps, counted anew:" in first and ["objective", "name", "longpo"] in table_rows(first)
+    assert table_rows(second)[2:] == [["objective", "beta", "0.1"]], "only what is different"
+    assert "Stage 2 of 2, 60 steps, counted anew:\n\nas before." in card.split("## Data")[1]
 
 
 def test_converted_only() -> None:
@@ -134,7 +137,7 @@ def test_converted_only() -> None:
 
 def test_trained_but_not_recorded() -> None:
     card = model_card(replace(FACTS, stages=[], metrics={}))
-    assert "after 500 training steps with megatron-longpo." in card and "## Recipe" not in card
+    assert "after 500 steps of training with megatron-longpo." in card and "## Recipe" not in card
 
 
 @pytest.mark.parametrize("facts", [FACTS, CONVERTED, replace(FACTS, stages=[])])
