@@ -55,12 +55,12 @@ def peak_bytes(work: Callable[[], object]) -> int:
         work()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to what is resident now
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     work()
-    return _resident_bytes("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
-def _resident_bytes(field: str) -> int:
+def resident_bytes(field: str) -> int:
     """A size from /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):

@@ -157,7 +157,7 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="ALPHA",
         help="decay of the squared gradient's mean (default: 0.99)",
     )
-    group.add_argument("--longpo-metrics", metavar="FILE", help="append one JSON line a step")
+    group.add_argument("--longpo-metrics", metavar="FILE", help="append a JSON line a step, as always in --save")
     known, _ = parser.parse_known_args()
     parser.set_defaults(**_defaults(known))
     return parser
@@ -171,9 +171,10 @@ def _defaults(known: argparse.Namespace) -> dict[str, Any]:
     # Megatron wants a length that context parallelism divides; pairs are padded to their own (model/layout.py).
     chunks = 2 * known.context_parallel_size
     seq_length = manifest.max_length + -manifest.max_length % chunks
-    options["max_position_embeddings"] = max(int(options["max_position_embeddings"]), seq_length)
+    positions = (int(options["max_position_embeddings"]), seq_length, known.seq_length or 0)
     defaults: dict[str, Any] = {
         **options,
+        "max_position_embeddings": max(positions),
         "seq_length": seq_length,
         "micro_batch_size": 1,
         "eval_micro_batch_size": 1,

@@ -7,7 +7,7 @@ out every negative number.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,16 +34,16 @@ class MetricsWriter:
     """Stands in for a SummaryWriter on the last rank."""
 
     def __init__(
-        self, path: Path | None, tensorboard: Any | None, clock: Callable[[], float], resume_step: int
+        self, paths: Sequence[Path], tensorboard: Any | None, clock: Callable[[], float], resume_step: int
     ) -> None:
         """Args:
-        path: file to append to; None to print only.
+        paths: files to append to; with none it only prints.
         tensorboard: the SummaryWriter to pass on to, if any.
         clock: seconds spent in training steps so far, without evaluation and saving.
-        resume_step: the step that training goes on from; later lines of ``path`` are from a run that died, and go.
+        resume_step: the step that training goes on from; later lines of the files are from a run that died.
         """
         self._tensorboard, self._clock = tensorboard, clock
-        self._file = _open_at(path, resume_step) if path else None
+        self._files = [_open_at(path, resume_step) for path in paths]
         self._values: dict[str, float] = {}
         self._breakdowns: Breakdowns = {}
         self._seconds = clock()
@@ -91,9 +91,9 @@ class MetricsWriter:
         return {name: self._values[name + suffix] for name in NAMES if name + suffix in self._values}
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._file:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        for file in self._files:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
         if self._tensorboard:
             suffix = VALIDATION if line["split"] == "valid" else ""
             for kind, parts in self._breakdowns.items():

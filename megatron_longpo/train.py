@@ -29,10 +29,13 @@ from torch import nn  # noqa: E402
 from megatron_longpo.arguments import LongPOSettings, parse  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
 from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
+from megatron_longpo.hf.folder import TRACKER_FILE, step_of  # noqa: E402
+from megatron_longpo.hf.recipe import METRICS_FILE, record_recipe  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.metrics import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
+from megatron_longpo.recipe import recipe_settings  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
 from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
@@ -147,11 +150,13 @@ def _batches(
 ) -> tuple[Iterator[Any] | None, Iterator[Any] | None, None]:
     """Megatron's dataset provider: the micro-batches of this data-parallel rank, of training and of held-out pairs.
 
-    Called after the checkpoint is loaded, so it is also where the metrics writer learns which step training goes on
-    from.
+    Called after the checkpoint is loaded, so it is also where the metrics and the recipe learn which step training
+    goes on from.
     """
     args = get_args()
     _install_writer(settings.metrics, args.iteration)
+    if args.save and not args.skip_train and args.rank == 0:
+        _record_recipe(settings)
     rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     cached, with_short = settings.reference, False
     if isinstance(cached, OnlineSettings):
@@ -174,8 +179,26 @@ def _install_writer(metrics: Path | None, resume_step: int) -> None:
     """Put a MetricsWriter in the place of Megatron's TensorBoard writer, on the last rank, where it logs."""
     if get_args().rank == get_args().world_size - 1:
         tensorboard = global_vars.get_tensorboard_writer()
-        writer = MetricsWriter(metrics, tensorboard, _training_seconds, resume_step)
+        if isinstance(tensorboard, MetricsWriter):  # Megatron asks once for every virtual pipeline stage
+            return
+        writer = MetricsWriter(_metrics_files(metrics), tensorboard, _training_seconds, resume_step)
         global_vars._GLOBAL_TENSORBOARD_WRITER = writer
+
+
+def _metrics_files(asked_for: Path | None) -> list[Path]:
+    """The one asked for, and one beside the checkpoints that training saves, for their model card."""
+    args = get_args()
+    beside = Path(args.save) / METRICS_FILE if args.save and not args.skip_train else None
+    return list({path.resolve(): path for path in (beside, asked_for) if path}.values())
+
+
+def _record_recipe(settings: LongPOSettings) -> None:
+    args = get_args()
+    loaded = Path(args.load)
+    if not (loaded / TRACKER_FILE).is_file():  # Megatron's own order
+        loaded = Path(args.pretrained_checkpoint)
+    loaded_step = args.iteration or step_of(loaded, args.ckpt_step)
+    record_recipe(Path(args.save), loaded, loaded_step, args.iteration, recipe_settings(args, settings))
 
 
 def _training_seconds() -> float:

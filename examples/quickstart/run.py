@@ -103,7 +103,8 @@ def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
         ),
         Stage(
             name="export", title="export-hf: Megatron -> Hugging Face", needs=("train",), outputs=(exported,),
-            command=(*verb, "export-hf", "--checkpoint", f"{run}", "--output", f"{exported}"),
+            command=(*verb, "export-hf", "--checkpoint", f"{run}", "--output", f"{exported}",
+                     "--base-model", f"HuggingFaceTB/{MODEL_NAME}"),
         ),
         Stage(
             name="ask", title="ask the export a held-out question, in transformers", needs=("export",),

@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPE_CHOICES, default="as-is", help="dtype to write the weights in (default: as they are)"
     )
     add_verify_options(parser)
+    parser.add_argument(
+        "--base-model",
+        metavar="ORG/NAME",
+        help="name on the Hub of the model that was imported, for the card (default: what its own files say)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,5 +35,5 @@ def run(args: argparse.Namespace) -> None:
         verify(args, folder, args.checkpoint, args.iteration)
 
     started = time.monotonic()
-    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype, check)
+    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype, args.base_model, check)
     print(f"exported {num_bytes / 1e9:.2f} GB of weights -> {args.output} in {time.monotonic() - started:.1f} s")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_longpo.data.chat import RenderedText, check_chat_template
+from megatron_longpo.data.chat import RenderedText, check_chat_template, render_text
+from megatron_longpo.data.tokenizer import chat_template_of
 from megatron_longpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ def tokenise(codec: Codec, rendered: RenderedText) -> Tokens:
         for start, end in rendered.responses
     ]
     return Tokens(ids, starts, ends, np.array(spans, np.int32), context)
+
+
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The token with which the chat template closes an answer: the last of every response span.
+
+    Raises:
+        UserError: there is no chat template, or it is not usable (see `check_chat_template`).
+    """
+    codec = codec_of(tokenizer, chat_template_of(tokenizer))
+    tokens = tokenise(codec, render_text(tokenizer, "A line.", ["Which?"], ["This one."]))
+    return int(tokens.ids[tokens.spans[0, 1] - 1])
 
 
 def _first_response_token(text: str, starts: IntArray, ends: IntArray, start: int) -> int:

@@ -147,6 +147,9 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     model_type = config.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         _refuse("model_type", model_type, f"supported are {', '.join(SUPPORTED_MODEL_TYPES)}")
+    if config.get("auto_map"):  # the folder's own class computes something else than model_type says, or may
+        advice = f"code of a model is never run; remove it if this is a {model_type} as transformers itself computes it"
+        _refuse("auto_map", config["auto_map"], advice)
     if config.get("quantization_config") is not None:
         _refuse("quantization_config", config["quantization_config"], "dequantize the weights to bf16 or fp32 first")
     for field in _EXPERT_FIELDS:

@@ -39,6 +39,16 @@ def checkpoint_folder(checkpoint: Path, iteration: int | None = None) -> Path:
     return checkpoint / name
 
 
+def step_of(checkpoint: Path, iteration: int | None = None) -> int:
+    """How many training steps one checkpoint of a folder has behind it; 0 for an imported one.
+
+    Raises:
+        UserError: as `checkpoint_folder`.
+    """
+    name = checkpoint_folder(checkpoint, iteration).name
+    return 0 if name == RELEASE else int(name.removeprefix("iter_"))
+
+
 def open_checkpoint(checkpoint: Path, iteration: int | None = None) -> CheckpointWeights:
     """The weights of one checkpoint of a folder, by their Hugging Face names; tensors are read when asked for.
 

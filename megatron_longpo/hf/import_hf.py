@@ -15,6 +15,7 @@ from tqdm import tqdm
 from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory
+from megatron_longpo.hf.card import front_matter
 from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
 from megatron_longpo.hf.fingerprint import Fingerprint
 from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
@@ -44,6 +45,7 @@ def import_hf(hf: Path, output: Path, dtype: str = "as-is", verify: Callable[[Pa
     """
     config = read_json_object(hf / "config.json")
     megatron_options(config)  # refuses what Megatron would compute differently, before any work
+    front_matter(hf)  # refuses what the export's card could not take over
     shape = architecture(config)
     weights = SafetensorsFolder(hf)
     rules = name_table(shape)

@@ -21,8 +21,11 @@ IDENTITY_FILE = "longpo.json"
 HF_FOLDER = "hf"
 
 _CONFIG = "config.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 # Everything else in a Hugging Face folder is small and belongs to the model: tokenizer, templates, licence, README.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+_CODE_SUFFIXES = (".py", ".pyc", ".pkl", ".pickle", ".ckpt")
+"""A model is data: programs, and pickles, which are programs too, do not travel."""
 _SUBFOLDERS = ("additional_chat_templates",)
 
 
@@ -84,7 +87,7 @@ def read_hf_config(directory: Path) -> dict[str, Any]:
 
 
 def copy_hf_files(source: Path, target: Path) -> None:
-    """Copy everything but weights from one Hugging Face folder into another; each file whole or not at all.
+    """Copy all but weights and programs from one Hugging Face folder into another; each file whole or not at all.
 
     Hidden files and unknown subfolders (``original/`` weights, caches) are left behind.
     """
@@ -92,7 +95,8 @@ def copy_hf_files(source: Path, target: Path) -> None:
         if not folder.is_dir():
             continue
         for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHT_SUFFIXES):
+            left = path.name.startswith(".") or path.name.endswith(_WEIGHT_SUFFIXES + _CODE_SUFFIXES)
+            if path.is_file() and not left:
                 with atomic_file(target / path.relative_to(source)) as partial:
                     shutil.copyfile(path, partial)
 
@@ -120,15 +124,31 @@ def copy_sidecar(
         )
     if rope is not None:
         config = with_rope(config, rope)
+    num_positions = config.get("max_position_embeddings", 0)
     if max_position_embeddings is not None:
         config["max_position_embeddings"] = max_position_embeddings
     if source_dir.resolve() != target_dir.resolve():
         copy_hf_files(source_dir / HF_FOLDER, target_dir / HF_FOLDER)
+    if max_position_embeddings is not None and max_position_embeddings > num_positions:
+        _lengthen_tokenizer(target_dir / HF_FOLDER / _TOKENIZER_CONFIG, max_position_embeddings)
     write_hf_config(target_dir / HF_FOLDER, config)
     write_identity(target_dir, identity)
 
 
 def write_hf_config(folder: Path, config: dict[str, Any]) -> None:
     """Write ``FOLDER/config.json``, whole or not at all."""
-    with atomic_file(folder / _CONFIG) as partial:
-        partial.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / _CONFIG, config)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _lengthen_tokenizer(path: Path, num_tokens: int) -> None:
+    """Let the tokenizer's own limit follow the model's: inference servers take the lower of the two."""
+    config = read_json_object(path) if path.is_file() else {}
+    limit = config.get("model_max_length")
+    if isinstance(limit, int | float) and limit < num_tokens:
+        write_json(path, config | {"model_max_length": num_tokens})

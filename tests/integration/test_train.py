@@ -1,11 +1,14 @@
 """The training program: its first step, its metrics, and going on after every kind of interruption."""
 
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig
 
+from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.hf.recipe import recipe_at
 from tests.workspace import Workspace, make_workspace, read_metrics, train, verb
 
 TEN = ["--train-iters", "10", "--save-interval", "5", "--split", "70,30,0", "--eval-interval", "5"]
@@ -66,6 +69,35 @@ def test_resumes_bit_for_bit(work: Workspace, straight: Path) -> None:
     assert "resuming from --save" in finished.output
     for split in ("train", "valid"):
         assert read_metrics(metrics, split) == read_metrics(work.folder / "straight.jsonl", split)
+    assert (save / "recipe.json").read_bytes() == (straight / "recipe.json").read_bytes()
+    assert (save / "metrics.jsonl").read_bytes() == metrics.read_bytes()
+
+
+def test_the_recipe_is_what_was_used(work: Workspace, straight: Path) -> None:
+    """Given options, defaults and the dataset's counts; nothing that names this machine."""
+    (stage,) = recipe_at(straight, 10)
+    (stretch,) = stage.stretches
+    used = stretch.settings
+    assert stage.num_steps == 10 and stretch.after_step == 0
+    assert used["objective"] == {
+        "name": "longpo",
+        "nll_coef": 1.0,
+        "pref_coef": 0.01,
+        "beta": 0.01,
+        "label_smoothing": 0.0,
+        "nll_tokens": "all",
+    }
+    assert used["optimizer"]["name"] == "adamw" and used["schedule"]["learning_rate"] == 1e-3
+    assert used["batches"]["global_batch_size"] == 4 and used["batches"]["planned_steps"] == 10
+    assert used["precision"]["weights"] == "float32" and used["layout"]["num_ranks"] == 1
+    assert used["reference"]["context"] == "short"
+    assert used["reference"]["weights_sha256"] == used["model"]["imported_weights_sha256"]
+    manifest = PairReader(work.data).manifest
+    assert used["data"]["fingerprint"] == manifest.fingerprint
+    assert used["data"]["num_tokens"] == manifest.num_tokens
+    assert (used["data"]["num_pairs"], used["data"]["num_held_out_pairs"]) == (12, 4)
+    stored = (straight / "recipe.json").read_text()
+    assert str(work.folder) not in stored and socket.gethostname() not in stored and "null" not in stored
 
 
 def test_survives_a_kill_while_saving(work: Workspace, straight: Path) -> None:
@@ -103,6 +135,8 @@ def test_resumes_in_another_layout(work: Workspace, straight: Path, layout: list
     for options in (first, layout):
         finished = train(work, *common, *TEN, *options, num_ranks=2)
         assert finished.status == 0, finished.output
+    layouts = [(one.after_step, one.settings["layout"]) for one in recipe_at(tmp_path / "run", 10)[0].stretches]
+    assert [after for after, _ in layouts] == [0, 5] and layouts[0] != layouts[1]
     for ours, theirs in zip(
         read_metrics(tmp_path / "m.jsonl"), read_metrics(work.folder / "straight.jsonl"), strict=True
     ):
@@ -143,4 +177,9 @@ def test_bf16(work: Workspace, straight: Path, tmp_path: Path) -> None:
             assert ours[name] == pytest.approx(theirs[name], rel=2e-2), (ours["step"], name)
     exported = verb("export-hf", "--checkpoint", run, "--output", tmp_path / "hf")
     assert exported.status == 0, exported.output
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "after 10 steps of LongPO" in card and "| precision | weights | bfloat16 |" in card
+    assert "| metric | training, step 10 | held out, step 5 | held out, step 10 |" in card
+    assert f"| nll | {read_metrics(metrics)[-1]['nll']:.6g} | {read_metrics(metrics, 'valid')[0]['nll']:.6g} |" in card
+    assert str(work.folder) not in card and str(tmp_path) not in card
     assert AutoConfig.from_pretrained(tmp_path / "hf").dtype == torch.bfloat16

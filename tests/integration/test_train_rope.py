@@ -4,6 +4,7 @@ The reference was scored with the checkpoint's own RoPE, and training takes it.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.hf.recipe import recipe_at
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import read_identity
 from tests.workspace import Workspace, make_workspace, read_metrics, train, verb
@@ -20,7 +22,7 @@ LLAMA3 = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "attention_factor": 1.3}
 OWN = {"rope_type": "llama3", "rope_theta": 1e4, **LLAMA3}
 TRAINED = {
-    "base": (["--rotary-base", "50000"], {**OWN, "rope_theta": 5e4}),
+    "base": (["--rotary-base", "10000000", "--seq-length", "131072"], {**OWN, "rope_theta": 1e7}),
     "yarn": (["--rotary-base", "50000", "--longpo-rope-scaling", json.dumps(YARN)], {**YARN, "rope_theta": 5e4}),
     "no scaling": (["--longpo-rope-scaling", '{"type": "default"}'], {"rope_type": "default", "rope_theta": 1e4}),
 }
@@ -49,18 +51,38 @@ def hf_sums(folder: Path, data: Path) -> dict[str, float]:
     return sums
 
 
+def older_form(imported: Path, folder: Path) -> Path:
+    """The same checkpoint, its config.json as transformers 4 wrote it."""
+    shutil.copytree(imported, folder)
+    path = folder / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    scaling = config.pop("rope_parameters")
+    path.write_text(json.dumps({**config, "rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}))
+    return folder
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_exports_what_was_trained(work: Workspace, tmp_path: Path, name: str) -> None:
     """After two steps the policy of the third, in which every pair takes part, is the export in transformers."""
     options, rope = TRAINED[name]
+    is_older, num_positions = name == "base", 131072 if name == "base" else 512
     paths = ["--save", tmp_path / "run", "--longpo-metrics", tmp_path / "m.jsonl"]
+    if is_older:
+        paths += ["--load", older_form(work.imported, tmp_path / "older")]
     finished = train(work, *options, *paths, "--train-iters", "3", "--save-interval", "2")
     assert finished.status == 0, finished.output
     exported = verb("export-hf", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf", "--iteration", "2")
     assert exported.status == 0, exported.output
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert config["rope_parameters"] == rope and "rope_scaling" not in config and "rope_theta" not in config
-    assert config["max_position_embeddings"] == 512
+    if is_older:
+        assert {
+            **config["rope_scaling"],
+            "rope_theta": config["rope_theta"],
+        } == rope and "rope_parameters" not in config
+    else:
+        assert config["rope_parameters"] == rope and "rope_scaling" not in config and "rope_theta" not in config
+    assert config["max_position_embeddings"] == num_positions
+    assert f"contexts of up to {num_positions} tokens" in (tmp_path / "hf" / "README.md").read_text()
     policy = read_metrics(tmp_path / "m.jsonl")[2]
     for field, expected in hf_sums(tmp_path / "hf", work.data).items():
         assert policy[field] == pytest.approx(expected, rel=TOLERANCE), field
@@ -76,8 +98,16 @@ def test_a_run_keeps_its_rope_and_its_reference(work: Workspace, tmp_path: Path)
     finished = train(work, *options, *paths, "--train-iters", "2", "--save-interval", "1", "--exit-interval", "1")
     assert finished.status == 0, finished.output
     assert read_identity(tmp_path / "run").rope.as_dict() == OWN
-    finished = train(work, *paths, "--load", tmp_path / "run", "--train-iters", "2", "--save-interval", "1")
+    again = ["--load", tmp_path / "run", "--train-iters", "2", "--save-interval", "1", "--longpo-beta", "0.5"]
+    finished = train(work, *paths, *again)
     assert finished.status == 0, finished.output
+    (stage,) = recipe_at(tmp_path / "run", 2)
+    first, second = stage.stretches
+    assert (first.after_step, second.after_step) == (0, 1)
+    assert (first.settings["objective"]["beta"], second.settings["objective"]["beta"]) == (0.01, 0.5)
+    assert first.settings["model"] == second.settings["model"] and first.settings["model"]["rope"] == rope
+    assert first.settings["reference"]["rope"] == OWN
+    assert recipe_at(tmp_path / "run", 1)[0].stretches == (first,)
     config = json.loads((tmp_path / "run" / "hf" / "config.json").read_text())
     assert rope_parameters(config).as_dict() == rope
     assert [step["step"] for step in read_metrics(tmp_path / "m.jsonl")] == [1, 2]

@@ -98,6 +98,21 @@ def test_unsupported_config(tmp_path: Path) -> None:
     assert 'rope_type is "longrope"; supported are default, linear, llama3, yarn' in message_of(hf)
 
 
+def test_code_of_a_model_is_refused(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    edit_config(hf, auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"})
+    message = message_of(hf)
+    assert message.startswith('config.json: auto_map is {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}; ')
+    assert "code of a model is never run" in message
+
+
+def test_broken_front_matter(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    for head in ("license: [mit", "just text", "license: mit\n- x"):
+        (hf / "README.md").write_text(f"---\n{head}\n---\n")
+        assert f"{hf / 'README.md'}: its front matter is not valid YAML" in message_of(hf)
+
+
 def test_no_safetensors(tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf")
     (hf / "model.safetensors").unlink()

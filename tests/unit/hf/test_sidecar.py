@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.export_hf import export_hf
@@ -45,6 +46,18 @@ def test_copy_carries_the_trained_rope_to_the_export(imported: Path, tmp_path: P
     exported = AutoConfig.from_pretrained(tmp_path / "out")
     assert exported.rope_parameters == YARN.as_dict()
     assert exported.max_position_embeddings == 4096
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(64, 4096), (8192, 8192), (None, None)])
+def test_the_tokenizers_limit_follows(imported: Path, tmp_path: Path, limit: int | None, expected: int | None) -> None:
+    """Servers take the lower of the model's limit and the tokenizer's; a limit that is no hindrance stays."""
+    copy_sidecar(imported, tmp_path / "a", None, None)
+    path = tmp_path / "a" / "hf" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": limit}))
+    copy_sidecar(tmp_path / "a", tmp_path / "b", None, 4096)
+    copied = tmp_path / "b" / "hf"
+    assert json.loads((copied / "tokenizer_config.json").read_text())["model_max_length"] == expected
+    assert tokenizer_fingerprint(load_tokenizer(copied)) == read_identity(imported).tokenizer_fingerprint
 
 
 def test_copy_without_override_keeps_everything(imported: Path, tmp_path: Path) -> None:
@@ -106,6 +119,7 @@ def test_only_small_files_travel(tmp_path: Path) -> None:
     for name in (
         *("config.json", "tokenizer.model", "README.md", "additional_chat_templates/tool.jinja"),
         *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "x.gguf"),
+        *("modeling_own.py", "tokens.pkl", "training_args.bin"),
         *(".gitattributes", ".cache/x.json", "original/params.json"),
     ):
         (source / name).parent.mkdir(parents=True, exist_ok=True)

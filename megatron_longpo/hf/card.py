@@ -1,0 +1,196 @@
+"""The model card: ``README.md`` of an exported folder, with Hugging Face's front matter. Only what is known is said."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData, metadata_load
+
+from megatron_longpo import __version__
+from megatron_longpo.errors import UserError
+from megatron_longpo.hf.card_text import CITATION, METHODS, USAGE, USAGE_WITHOUT_CHAT
+from megatron_longpo.hf.recipe import Settings, Stage
+from megatron_longpo.hf.rope import rope_parameters
+
+CARD = "README.md"
+
+_KEPT = ("license", "license_name", "license_link", "language")
+"""What the source's card says that still holds."""
+_METRICS = ("loss", "nll", "preference_loss", "margin", "accuracy")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardFacts:
+    """What there is to say of an exported model."""
+
+    name: str
+    """Of the folder."""
+    config: Mapping[str, Any]
+    """``config.json`` as exported."""
+    num_steps: int
+    """0 for a model that was converted and not trained."""
+    stages: Sequence[Stage]
+    """Empty if no recipe is recorded."""
+    metrics: Mapping[str, Mapping[str, Any]]
+    """Where measured -> name -> value."""
+    source: Mapping[str, Any]
+    """Front matter of the imported folder's own card."""
+    base_model: str | None
+    """ID on the Hub."""
+    has_chat_template: bool
+
+
+def front_matter(hf: Path) -> dict[str, Any]:
+    """The YAML at the head of ``HF/README.md``; empty if there is none.
+
+    Raises:
+        UserError: it is not valid.
+    """
+    path = hf / CARD
+    if not path.is_file():
+        return {}
+    try:
+        return metadata_load(path) or {}
+    except Exception as error:  # whatever YAML makes of a broken file
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: its front matter is not valid YAML ({reason}); correct or remove it") from error
+
+
+def hub_id(name: str) -> str | None:
+    """``name`` if it can be the ID of a model on the Hub, None if it is a path or a bare name."""
+    return name if _HUB_ID.fullmatch(name) else None
+
+
+def base_model(given: str | None, config: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:
+    """The ID of the model that was imported: as given, as its configuration says, or else its card's own base.
+
+    Raises:
+        UserError: the given one is no ID.
+    """
+    if given is not None and hub_id(given) is None:
+        raise UserError(f"--base-model {given}: needs the model's name on the Hub, such as mistralai/Mistral-7B-v0.1")
+    candidates = (given, config.get("_name_or_path"), source.get("base_model"))
+    return next((name for name in candidates if isinstance(name, str) and hub_id(name)), None)
+
+
+def model_card(facts: CardFacts) -> str:
+    """The whole card, Markdown under YAML."""
+    parts = [f"# {facts.name}", _what_it_is(facts)]
+    if facts.stages:
+        parts += ["## Recipe", *_tables(facts.stages, False), "## Data", *_tables(facts.stages, True)]
+    if facts.metrics:
+        parts += [
+            "## Metrics",
+            "Means over the pairs of a step; nll in nats per token, margin in nats.",
+            _metrics(facts),
+        ]
+    usage = (USAGE if facts.has_chat_template else USAGE_WITHOUT_CHAT).format(
+        name=facts.name, length=facts.config["max_position_embeddings"]
+    )
+    parts += ["## How to use it", usage, "## Citation", CITATION.format(version=_trained_by(facts))]
+    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _metadata(facts: CardFacts) -> ModelCardData:
+    kept = {name: facts.source[name] for name in _KEPT if isinstance(facts.source.get(name), str | list)}
+    tags = METHODS[_objective(facts.stages)].tags if facts.stages else ()
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=facts.base_model,
+        tags=["megatron-longpo", *tags],
+        **kept,
+    )
+
+
+def _what_it_is(facts: CardFacts) -> str:
+    origin = f" of {facts.base_model}" if facts.base_model else ""
+    if facts.stages:
+        lines = [f"Weights{origin} after {_steps(facts.num_steps)} of {METHODS[_objective(facts.stages)].description}."]
+    elif facts.num_steps:
+        lines = [f"Weights{origin} after {_steps(facts.num_steps)} of training with megatron-longpo."]
+    else:
+        lines = [f"Weights{origin}, converted with megatron-longpo {__version__}: no training took place."]
+    lines.append(
+        f"A dense {facts.config['model_type']} for contexts of up to {facts.config['max_position_embeddings']} tokens, "
+        f"with RoPE {_shown(rope_parameters(facts.config).as_dict())}."
+    )
+    return "\n".join(lines)
+
+
+def _objective(stages: Sequence[Stage]) -> str:
+    return stages[-1].stretches[-1].settings["objective"]["name"]
+
+
+def _trained_by(facts: CardFacts) -> str:
+    return facts.stages[-1].stretches[-1].settings["versions"]["megatron-longpo"] if facts.stages else __version__
+
+
+def _tables(stages: Sequence[Stage], with_data: bool) -> Iterable[str]:
+    """All settings that the first steps were taken with; then, for what came later, what is different.
+
+    Args:
+        with_data: those of the data, or all others.
+    """
+    previous: Settings = {}
+    for index, stage in enumerate(stages):
+        if len(stages) > 1:
+            yield f"Stage {index + 1} of {len(stages)}, {_steps(stage.num_steps)}, counted anew:"
+        before = previous
+        for stretch in stage.stretches:
+            settings = {name: one for name, one in stretch.settings.items() if (name == "data") == with_data}
+            changed = _changed(previous, settings)
+            if changed and stretch.after_step:
+                yield f"From step {stretch.after_step + 1} on:"
+            if changed:
+                yield _table(("", "setting", "value"), _rows(changed))
+            previous = settings
+        if before == previous:
+            yield "as before."
+
+
+def _steps(number: int) -> str:
+    return f"{number} step" if number == 1 else f"{number} steps"
+
+
+def _changed(before: Settings, after: Settings) -> Settings:
+    """What of ``after`` is not as it was, and what is gone."""
+    changed: Settings = {}
+    for section in [*after, *(before.keys() - after.keys())]:
+        old, new = before.get(section, {}), after.get(section, {})
+        values = {name: value for name, value in new.items() if old.get(name) != value}
+        values |= {name: "no longer set" for name in old if name not in new}
+        if values:
+            changed[section] = values
+    return changed
+
+
+def _rows(settings: Settings) -> Iterable[Sequence[str]]:
+    for section, values in settings.items():
+        for index, (name, value) in enumerate(values.items()):
+            yield ("" if index else section, name.replace("_", " "), _shown(value))
+
+
+def _metrics(facts: CardFacts) -> str:
+    names = [name for name in _METRICS if any(name in line for line in facts.metrics.values())]
+    rows = (
+        (name.replace("_", " "), *(f"{line[name]:.6g}" if name in line else "" for line in facts.metrics.values()))
+        for name in names
+    )
+    return _table(("metric", *facts.metrics), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

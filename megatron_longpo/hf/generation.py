@@ -1,0 +1,64 @@
+"""``generation_config.json`` of an exported folder: there, and it knows where an answer ends."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_longpo.data.tokenise import end_of_turn_id
+from megatron_longpo.errors import UserError
+from megatron_longpo.hf.config import read_json_object
+from megatron_longpo.hf.sidecar import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+def complete_generation_config(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Make ``FOLDER/generation_config.json`` if there is none, and count the end of turn among its ends of sequence.
+
+    A model that was trained to end its answers with a token that generation does not know never stops. Everything else
+    in an existing file stays as it is, also a combination of values that transformers would not save.
+
+    Args:
+        folder: with its ``config.json``.
+        tokenizer: the folder's.
+
+    Raises:
+        UserError: the file is no JSON object.
+    """
+    path = folder / GENERATION_CONFIG
+    stored = read_json_object(path) if path.is_file() else None
+    config = _from_model_config(folder) if stored is None else dict(stored)
+    ends = _ends_of_sequence(config, read_json_object(folder / "config.json"))
+    end_of_turn = _end_of_turn(tokenizer)
+    if end_of_turn is not None and end_of_turn not in ends:
+        ends.append(end_of_turn)
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    if config != stored:
+        write_json(path, config)
+
+
+def _from_model_config(folder: Path) -> dict[str, Any]:
+    from transformers import AutoConfig, GenerationConfig
+
+    config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder)).to_diff_dict()
+    config.pop("_from_model_config", None)  # transformers would feel free to make it again, without what is added
+    return config
+
+
+def _ends_of_sequence(generation_config: dict[str, Any], model_config: dict[str, Any]) -> list[int]:
+    ends = generation_config.get("eos_token_id")
+    if ends is None:
+        ends = model_config.get("eos_token_id")
+    if ends is None:
+        return []
+    return list(ends) if isinstance(ends, list) else [ends]
+
+
+def _end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """None for a model without a chat template that says it."""
+    try:
+        return end_of_turn_id(tokenizer)
+    except UserError:
+        return None

@@ -1,0 +1,115 @@
+"""How a checkpoint came about: ``DIR/recipe.json`` and ``DIR/metrics.jsonl``, written by training for the model card.
+
+Both lie beside the checkpoints and move with them; neither names a machine or a path. A run may go on with other
+options than it began with, so a recipe is a list of stretches; and a run may start from a trained checkpoint, counting
+its steps anew, so there are stages.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.hf.config import read_json_object
+from megatron_longpo.hf.sidecar import write_json
+
+FORMAT_VERSION = 1
+RECIPE_FILE = "recipe.json"
+METRICS_FILE = "metrics.jsonl"
+
+SPLITS = {"train": "training", "valid": "held out"}
+"""What the splits of the metrics file are called in a card."""
+
+Settings = dict[str, dict[str, Any]]
+"""Section -> name -> value, all JSON; ``megatron_longpo/recipe.py`` says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Steps that were taken with the same settings."""
+
+    after_step: int
+    """The step before the stretch's first; 0 where a stage begins."""
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Steps that were counted together."""
+
+    num_steps: int
+    stretches: tuple[Stretch, ...]
+
+
+def recipe_at(checkpoint: Path, step: int) -> list[Stage]:
+    """The stages that led to one step of a checkpoint folder, the last of them ending there; empty if none is recorded.
+
+    Raises:
+        UserError: ``recipe.json`` is broken or of another format version.
+    """
+    path = checkpoint / RECIPE_FILE
+    if step == 0 or not path.is_file():
+        return []
+    stored = read_json_object(path)
+    if stored.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version is {stored.get('format_version')!r}, needs {FORMAT_VERSION}")
+    try:
+        stages = [
+            Stage(stage.get("num_steps", step), tuple(Stretch(**stretch) for stretch in stage["stretches"]))
+            for stage in stored["stages"]
+        ]
+        running = stages.pop()
+        kept = tuple(stretch for stretch in running.stretches if stretch.after_step < step)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{path}: not a recipe ({error!r}); restore it, or delete it to go on without") from error
+    return [*stages, Stage(step, kept)] if kept else stages
+
+
+def record_recipe(save: Path, loaded: Path, loaded_step: int, first_step: int, settings: Settings) -> None:
+    """Write ``SAVE/recipe.json`` as training starts: what led to the loaded checkpoint, and what is used from here on.
+
+    Stretches of a run that died and left no checkpoint are dropped, as its steps are.
+
+    Args:
+        loaded: folder of the checkpoint that training starts from; may be ``save``.
+        loaded_step: which of its steps; 0 for an imported checkpoint.
+        first_step: the step that training goes on from by its own count: ``loaded_step``, or 0 to count anew.
+        settings: without ``schedule`` where that of the loaded checkpoint goes on.
+
+    Raises:
+        UserError: the loaded folder's recipe is broken.
+    """
+    settings = json.loads(json.dumps(settings))  # as it will be read: tuples are lists there
+    stages = recipe_at(loaded, loaded_step)
+    if first_step == 0 or not stages:
+        stages.append(Stage(0, ()))
+    stretches = stages[-1].stretches
+    if "schedule" not in settings and stretches and "schedule" in stretches[-1].settings:
+        settings["schedule"] = stretches[-1].settings["schedule"]
+    if not stretches or stretches[-1].settings != settings:
+        stretches = (*stretches, Stretch(first_step, settings))
+    stages[-1] = Stage(first_step, stretches)
+    written = [asdict(stage) for stage in stages]
+    del written[-1]["num_steps"]  # which grows as the run does
+    write_json(save / RECIPE_FILE, {"format_version": FORMAT_VERSION, "stages": written})
+
+
+def metrics_at(checkpoint: Path, step: int) -> dict[str, dict[str, Any]]:
+    """What was reported up to one step, by where it was: the last training step, and the first and last evaluation."""
+    path = checkpoint / METRICS_FILE
+    if step == 0 or not path.is_file():
+        return {}
+    lines = [line for line in map(_parsed, path.read_text(encoding="utf-8").splitlines()) if line]
+    train, valid = ([line for line in lines if line["split"] == split and line["step"] <= step] for split in SPLITS)
+    chosen = [*train[-1:], *valid[:1], *valid[1:][-1:]]
+    return {f"{SPLITS[line['split']]}, step {line['step']}": line for line in chosen}
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """One line of the metrics file; None for one that a kill cut short."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and line.keys() >= {"split", "step"} else None

@@ -1,0 +1,161 @@
+"""What a run really uses, in words that outlive it: the settings that hf/recipe.py keeps beside the checkpoints.
+
+Read after validation, so defaults are included. No paths, no names of machines. A setting that does not apply is left
+out.
+"""
+
+import argparse
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from megatron_longpo import __version__, platform
+from megatron_longpo.arguments import LongPOSettings
+from megatron_longpo.data.manifest import Manifest
+from megatron_longpo.hf.recipe import Settings
+from megatron_longpo.hf.sidecar import read_identity
+from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING, Objective
+from megatron_longpo.reference.cache import ReferenceCache
+
+
+def recipe_settings(args: argparse.Namespace, settings: LongPOSettings) -> Settings:
+    """The settings of this run by section.
+
+    Args:
+        args: Megatron's, after validation.
+        settings: ours.
+    """
+    sections = {
+        "objective": _objective(settings.step.objective) | {"nll_tokens": args.longpo_nll_tokens},
+        "reference": _reference(settings),
+        "model": _model(args, settings),
+        "optimizer": _optimizer(args),
+        "schedule": _schedule(args),
+        "batches": _batches(args),
+        "precision": _precision(args),
+        "layout": _layout(args),
+        "versions": _versions(args),
+        "data": _data(settings),
+    }
+    known = {section: {n: v for n, v in values.items() if v is not None} for section, values in sections.items()}
+    return {section: values for section, values in known.items() if values}
+
+
+def _objective(objective: Objective) -> dict[str, Any]:
+    values: dict[str, Any] = {"name": objective.name, "nll_coef": objective.nll_coef}
+    if objective.name != "sft":
+        values |= {"pref_coef": objective.pref_coef, "beta": objective.beta}
+    if objective.name in WITH_LABEL_SMOOTHING:
+        values["label_smoothing"] = objective.label_smoothing
+    return values
+
+
+def _reference(settings: LongPOSettings) -> dict[str, Any]:
+    reference = settings.reference
+    if reference is None:
+        return {}
+    if isinstance(reference, ReferenceCache):
+        scored = reference.manifest
+        rope, weights, dtype = scored.rope, scored.weights_sha256, scored.dtype
+        return {"context": scored.context, "rope": rope.as_dict(), "dtype": dtype, "weights_sha256": weights}
+    identity = read_identity(reference.checkpoint)
+    return {
+        "context": reference.context,
+        "rope": identity.rope.as_dict(),
+        "weights_sha256": identity.weights_sha256,
+    }
+
+
+def _model(args: argparse.Namespace, settings: LongPOSettings) -> dict[str, Any]:
+    identity = read_identity(settings.source)
+    return {
+        "num_parameters": identity.num_parameters,
+        "imported_weights_sha256": identity.weights_sha256,
+        "max_position_embeddings": args.max_position_embeddings,
+        "rope": settings.shape.rope.as_dict(),
+    }
+
+
+def _optimizer(args: argparse.Namespace) -> dict[str, Any]:
+    adam = "adamw" if args.optimizer == "adam" else args.optimizer  # Megatron's has decoupled weight decay
+    values: dict[str, Any] = {"name": args.longpo_optimizer or adam}
+    if args.longpo_optimizer == "rmsprop":
+        values |= {"alpha": args.longpo_rmsprop_alpha, "epsilon": args.adam_eps}
+    elif args.optimizer == "adam":
+        values |= {"beta1": args.adam_beta1, "beta2": args.adam_beta2, "epsilon": args.adam_eps}
+    return values | {"weight_decay": args.weight_decay, "clip_grad": args.clip_grad}
+
+
+def _schedule(args: argparse.Namespace) -> dict[str, Any]:
+    if args.use_checkpoint_opt_param_scheduler and args.iteration and not args.no_load_optim:
+        return {}  # the checkpoint's goes on, whatever the options say
+    return {
+        "learning_rate": args.lr,
+        "decay": args.lr_decay_style,
+        "min_learning_rate": args.min_lr,
+        "warmup_fraction": args.lr_warmup_fraction,
+        "warmup_steps": args.lr_warmup_iters or None,
+        "warmup_pairs": args.lr_warmup_samples or None,
+        "decay_steps": args.lr_decay_iters,
+        "decay_pairs": args.lr_decay_samples,
+    }
+
+
+def _batches(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "global_batch_size": args.global_batch_size,
+        "planned_steps": args.train_iters,
+        "tokens_per_microbatch": args.longpo_tokens_per_microbatch,
+        "seed": args.seed,
+    }
+
+
+def _precision(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "weights": str(args.params_dtype).removeprefix("torch."),
+        "fp8": args.fp8,
+        "gradients_reduced_in": "float32" if args.accumulate_allreduce_grads_in_fp32 else None,
+    }
+
+
+def _layout(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "num_ranks": args.world_size,
+        "device": "CPU" if platform.is_cpu() else torch.cuda.get_device_name(),
+        "tensor_parallel": args.tensor_model_parallel_size,
+        "sequence_parallel": args.sequence_parallel,
+        "pipeline_parallel": args.pipeline_model_parallel_size,
+        "context_parallel": args.context_parallel_size,
+        "data_parallel": args.data_parallel_size,
+        "distributed_optimizer": args.use_distributed_optimizer,
+        "recompute": args.longpo_recompute or args.recompute_granularity,
+        "transformer_impl": args.transformer_impl,
+    }
+
+
+def _versions(args: argparse.Namespace) -> dict[str, Any]:
+    packages = ["megatron-core", "torch", "transformers"]
+    if args.transformer_impl == "transformer_engine":
+        packages.append("transformer-engine")
+    return {"megatron-longpo": __version__, **{name: version(name) for name in packages}}
+
+
+def _data(settings: LongPOSettings) -> dict[str, Any]:
+    manifest: Manifest = settings.reader.manifest
+    shortest, median, longest = manifest.lengths["pair"]
+    return {
+        "num_pairs": manifest.num_pairs,
+        "num_held_out_pairs": len(settings.held_out),
+        "num_turns": manifest.num_turns,
+        "num_tokens": manifest.num_tokens,
+        "shortest_pair": shortest,
+        "median_pair": median,
+        "longest_pair": longest,
+        "max_length": manifest.max_length,
+        "overlong": manifest.overlong,
+        "num_truncated": manifest.num_truncated,
+        "num_skipped": manifest.num_skipped,
+        "fingerprint": manifest.fingerprint,
+        "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
+    }

@@ -1,0 +1,99 @@
+"""The recipe beside the checkpoints: resumed, begun anew, given up; and the metrics of a step."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.hf.recipe import Settings, Stage, Stretch, metrics_at, recipe_at, record_recipe
+
+
+def settings(beta: float) -> Settings:
+    return {"objective": {"name": "longpo", "beta": beta}}
+
+
+def test_begins_at_an_imported_checkpoint(tmp_path: Path) -> None:
+    record_recipe(tmp_path / "run", tmp_path / "imported", 0, 0, settings(1.0))
+    assert recipe_at(tmp_path / "run", 7) == [Stage(7, (Stretch(0, settings(1.0)),))]
+    assert recipe_at(tmp_path / "run", 0) == [], "nothing is trained"
+    assert recipe_at(tmp_path / "imported", 7) == [], "nothing is recorded"
+
+
+def test_goes_on(tmp_path: Path) -> None:
+    """The same settings are the same stretch; others begin one; another folder takes the history along."""
+    record_recipe(tmp_path, tmp_path, 0, 0, settings(1.0))
+    before = (tmp_path / "recipe.json").read_bytes()
+    record_recipe(tmp_path, tmp_path, 4, 4, settings(1.0))
+    assert (tmp_path / "recipe.json").read_bytes() == before
+    assert recipe_at(tmp_path, 9) == [Stage(9, (Stretch(0, settings(1.0)),))]
+    record_recipe(tmp_path, tmp_path, 8, 8, settings(2.0))
+    record_recipe(tmp_path / "other", tmp_path, 9, 9, settings(3.0))
+    assert recipe_at(tmp_path / "other", 10) == [Stage(10, tuple(Stretch(*at) for at in AT))]
+    assert recipe_at(tmp_path / "other", 8) == [Stage(8, (Stretch(0, settings(1.0)),))]
+
+
+AT = ((0, settings(1.0)), (8, settings(2.0)), (9, settings(3.0)))
+
+
+def test_a_schedule_goes_on(tmp_path: Path) -> None:
+    """Where the checkpoint's is used, and the options are not."""
+    schedule: Settings = {"schedule": {"learning_rate": 0.5}}
+    record_recipe(tmp_path, tmp_path, 0, 0, settings(1.0) | schedule)
+    record_recipe(tmp_path, tmp_path, 5, 5, settings(1.0))
+    record_recipe(tmp_path, tmp_path, 7, 7, settings(2.0))
+    expected = (Stretch(0, settings(1.0) | schedule), Stretch(7, settings(2.0) | schedule))
+    assert recipe_at(tmp_path, 9) == [Stage(9, expected)]
+
+
+def test_a_stretch_that_left_no_checkpoint_is_dropped(tmp_path: Path) -> None:
+    record_recipe(tmp_path, tmp_path, 0, 0, settings(1.0))
+    for beta in (2.0, 3.0, 3.0):
+        record_recipe(tmp_path, tmp_path, 5, 5, settings(beta))
+    assert recipe_at(tmp_path, 6) == [Stage(6, (Stretch(0, settings(1.0)), Stretch(5, settings(3.0))))]
+    record_recipe(tmp_path, tmp_path, 5, 5, settings(1.0))
+    assert recipe_at(tmp_path, 6) == [Stage(6, (Stretch(0, settings(1.0)),))]
+
+
+def test_counting_anew_is_another_stage(tmp_path: Path) -> None:
+    record_recipe(tmp_path / "a", tmp_path / "imported", 0, 0, settings(1.0))
+    record_recipe(tmp_path / "b", tmp_path / "a", 30, 0, settings(1.0))
+    first = Stage(30, (Stretch(0, settings(1.0)),))
+    assert recipe_at(tmp_path / "b", 20) == [first, Stage(20, (Stretch(0, settings(1.0)),))]
+    record_recipe(tmp_path / "b", tmp_path / "b", 20, 20, settings(2.0))
+    assert recipe_at(tmp_path / "b", 25)[0] == first
+    assert [stretch.after_step for stretch in recipe_at(tmp_path / "b", 25)[1].stretches] == [0, 20]
+
+
+def test_a_beginning_that_nobody_recorded(tmp_path: Path) -> None:
+    record_recipe(tmp_path / "run", tmp_path / "old", 5, 5, settings(1.0))
+    assert recipe_at(tmp_path / "run", 9) == [Stage(9, (Stretch(5, settings(1.0)),))]
+    assert recipe_at(tmp_path / "run", 4) == [], "its recipe is of later steps"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"format_version": 0}', "format_version is 0, needs 1"),
+        ('{"format_version": 1}', "not a recipe"),
+        ('{"format_version": 1, "stages": []}', "not a recipe"),
+        ('{"format_version": 1, "stages": [{"num_steps": 1, "stretches": [{}]}]}', "not a recipe"),
+        ("[]", "needs an object"),
+    ],
+)
+def test_broken_recipe(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        recipe_at(tmp_path, 1)
+    assert str(tmp_path / "recipe.json") in str(caught.value)
+
+
+def test_metrics_of_a_step(tmp_path: Path) -> None:
+    lines = [{"step": step, "split": "train", "loss": step / 10} for step in range(1, 7)]
+    lines += [{"step": step, "split": "valid", "loss": -step} for step in (0, 2, 4, 6)]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"step": 3, "split": "tr'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    found = {where: line["loss"] for where, line in metrics_at(tmp_path, 5).items()}
+    assert found == {"training, step 5": 0.5, "held out, step 0": 0, "held out, step 4": -4}
+    assert list(metrics_at(tmp_path, 1)) == ["training, step 1", "held out, step 0"]
+    assert metrics_at(tmp_path, 0) == {} == metrics_at(tmp_path / "nowhere", 5)
