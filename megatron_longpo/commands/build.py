@@ -33,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="JSONL files of pairs")
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, metavar="DIR", help="folder with a fast tokenizer and chat template"
+        "--tokenizer", type=Path, required=True, metavar="DIR", help="Hugging Face folder with the tokenizer"
+    )
+    parser.add_argument(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="Jinja template to render with (default: the folder's); import the model with the same one",
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="PREFIX", help="the dataset's files begin with this"
@@ -69,16 +75,20 @@ def run(args: argparse.Namespace) -> int:
     from megatron_longpo.data.render import (
         check_chat_template,
         load_tokenizer,
+        read_chat_template,
         tokenizer_fingerprint,
         vocabulary_size,
     )
 
-    tokenizer = load_tokenizer(args.tokenizer)
-    check_chat_template(tokenizer)
+    template = read_chat_template(args.chat_template) if args.chat_template else None
+    tokenizer = load_tokenizer(args.tokenizer, template)
+    check_chat_template(tokenizer, args.chat_template)
     with quiet_megatron():
         from megatron_longpo.data.indexed import PairWriter
 
-    settings = RenderSettings(tokenizer=args.tokenizer, max_length=args.max_length, overlong=args.overlong)
+    settings = RenderSettings(
+        tokenizer=args.tokenizer, chat_template=template, max_length=args.max_length, overlong=args.overlong
+    )
     num_bytes = sum(path.stat().st_size for path in args.input)
     with (
         PairWriter(
