@@ -168,5 +168,6 @@ def check_tokenizer(manifest: Manifest, identity: Identity, source: Path) -> Non
         raise UserError(
             f"the dataset was built with another tokenizer or chat template (fingerprint "
             f"{manifest.tokenizer_fingerprint[:12]}) than that of the checkpoint {source} "
-            f"({identity.tokenizer_fingerprint[:12]}); build it again with --tokenizer {source}/hf"
+            f"({identity.tokenizer_fingerprint[:12]}); build it again with --tokenizer {source}/hf and without "
+            "--chat-template, or import the model with the template of the dataset (import-hf --chat-template)"
         )

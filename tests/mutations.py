@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("megatron_longpo", "tests", "pyproject.toml", "LICENSE")
+COPIED = ("megatron_longpo", "tests", "examples/templates", "pyproject.toml", "LICENSE")
 """What the named tests read; LICENSE is the text that tokenizers are trained on."""
 
 ATTENTION = "tests/unit/model/test_attention.py"
@@ -29,6 +29,7 @@ LOGPROB = "tests/unit/model/test_logprob.py::test_equals_log_softmax"
 SCALING = "tests/unit/objective/test_scaling.py"
 OPENER = "tests/unit/data/test_opener.py"
 PUBLISHED = "tests/unit/data/test_published.py::test_trunk_branches_and_spans_are_recovered_exactly"
+SENTENCEPIECE = "tests/unit/data/test_spm.py::test_special_tokens_and_ids"
 NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
 STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
 ROPE = "tests/unit/model/test_rope.py::test_equals_transformers"
@@ -280,6 +281,13 @@ MUTATIONS = (
         old="opener = int(chosen.spans[0, 0]) - 1",
         new="opener = int(chosen.spans[0, 0]) - 2",
         tests=(OPENER,),
+    ),
+    Mutation(
+        name="sentencepiece-merges-by-id",
+        file="megatron_longpo/data/spm.py",
+        old="(-processor.get_score(vocabulary[piece]), vocabulary[piece])",
+        new="(0.0, vocabulary[piece])",
+        tests=(SENTENCEPIECE,),
     ),
     Mutation(
         name="gate-and-up-swapped",

@@ -1,18 +1,24 @@
 """Small real tokenizers with chat templates: trained here, saved as Hugging Face folders, nothing downloaded.
 
-Three families that differ in all that matters to spans: byte-level BPE with a default system prompt (ChatML), a
+Families that differ in all that matters to spans: byte-level BPE with a default system prompt (ChatML), a
 sentencepiece-like BPE with byte fallback whose template writes white space before an answer (Mistral 7B Instruct v0.2),
 and byte-level BPE whose template strips contents (Llama 3). The templates render what the models' own ones render.
+The others are used with the templates of examples/templates: bare sentencepiece models whose [INST] is text (Llama 2,
+Mistral v1) or a control token (Mistral v2, v3), and byte-level BPE that knows thoughts (Qwen3).
 """
 
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY_SIZE = 700
+TEMPLATES = Path(__file__).resolve().parents[1] / "examples" / "templates"
 _CORPUS = Path(__file__).resolve().parents[1] / "LICENSE"
 # Of Qwen2 and Llama 3: line feeds in a row are one word, so an answer that begins with one merges with its header.
 _WORDS = (
@@ -78,6 +84,53 @@ def mistral_tokenizer(directory: Path) -> Path:
     serialised = backend.to_str()
     backend = Tokenizer.from_str(_only_special(serialised, ["<unk>", "<s>", "</s>"]))
     return _save(backend, directory, MISTRAL_TEMPLATE, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def qwen3_tokenizer(directory: Path) -> Path:
+    """Byte-level BPE whose <think> and </think> are tokens, as Qwen3's, which are not special."""
+    backend = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<think>", "</think>")])
+    template = (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
+    return _save(backend, directory, template, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def bare_folder(directory: Path, template: str, control_symbols: Sequence[str] = ()) -> Path:
+    """A bare sentencepiece model and a template of examples/templates."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tokenizer.model").write_bytes(sentencepiece_model(control_symbols=list(control_symbols)))
+    (directory / "chat_template.jinja").write_bytes((TEMPLATES / f"{template}.jinja").read_bytes())
+    return directory
+
+
+def sentencepiece_model(**options: Any) -> bytes:
+    """A serialised BPE model like Llama 2's, or with other ``options`` of the trainer.
+
+    Runs of blanks have low ids and the lowest score, as in the models of Llama 2 and Mistral.
+    """
+    lines = [line.replace(" ", "  ") if number % 3 == 0 else line for number, line in enumerate(_corpus().split("\n"))]
+    file = io.BytesIO()
+    defaults: dict[str, Any] = {
+        "model_type": "bpe",
+        "vocab_size": VOCABULARY_SIZE,
+        "byte_fallback": True,
+        "character_coverage": 1.0,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "minloglevel": 2,
+    }
+    SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=file, **(defaults | options))
+    untyped: Any = sentencepiece_model_pb2
+    model = untyped.ModelProto.FromString(file.getvalue())
+    for piece in model.pieces:
+        if set(piece.piece) == {"\u2581"}:
+            piece.score = -1e9
+    return model.SerializeToString()
+
+
+def sentencepiece_of(directory: Path) -> SentencePieceProcessor:
+    """Sentencepiece itself on the folder's model."""
+    return SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
 
 
 def _byte_level(special_tokens: list[str]) -> Tokenizer:

@@ -17,6 +17,7 @@ from megatron_longpo.commands.dataset_output import (
     add_dataset_options,
     check_dataset_options,
     default_workers,
+    given_template,
     open_writer,
     print_report,
     usable_tokenizer,
@@ -56,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
     from megatron_longpo.commands.progress import InputProgress
     from megatron_longpo.data.parallel import RenderSettings
 
-    tokenizer = usable_tokenizer(args.tokenizer)
-    settings = RenderSettings(tokenizer=args.tokenizer, max_length=args.max_length, overlong=args.overlong)
+    tokenizer = usable_tokenizer(args)
+    settings = RenderSettings(
+        tokenizer=args.tokenizer, chat_template=given_template(args), max_length=args.max_length, overlong=args.overlong
+    )
     num_bytes = sum(path.stat().st_size for path in args.input)
     with (
         open_writer(args, tokenizer) as writer,

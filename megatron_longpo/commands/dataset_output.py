@@ -25,9 +25,15 @@ BYTES_PER_WORKER = 8 << 20
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """``--tokenizer``, ``--output``, ``--overwrite`` and ``--max-length``."""
+    """``--tokenizer``, ``--chat-template``, ``--output``, ``--overwrite`` and ``--max-length``."""
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, metavar="DIR", help="folder with a fast tokenizer and chat template"
+        "--tokenizer", type=Path, required=True, metavar="DIR", help="Hugging Face folder with the tokenizer"
+    )
+    parser.add_argument(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="Jinja template to render with (default: the folder's); import the model with the same one",
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="PREFIX", help="the dataset's files begin with this"
@@ -55,12 +61,19 @@ def check_dataset_options(args: argparse.Namespace) -> None:
     refuse_existing(args.output, args.overwrite)
 
 
-def usable_tokenizer(directory: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer of that folder, its chat template checked."""
+def given_template(args: argparse.Namespace) -> str | None:
+    """The Jinja source in ``--chat-template``."""
+    from megatron_longpo.data.render import read_chat_template
+
+    return read_chat_template(args.chat_template) if args.chat_template else None
+
+
+def usable_tokenizer(args: argparse.Namespace) -> "PreTrainedTokenizerFast":
+    """The tokenizer that the options name, its chat template checked."""
     from megatron_longpo.data.render import check_chat_template, load_tokenizer
 
-    tokenizer = load_tokenizer(directory)
-    check_chat_template(tokenizer)
+    tokenizer = load_tokenizer(args.tokenizer, given_template(args))
+    check_chat_template(tokenizer, args.chat_template)
     return tokenizer
 
 

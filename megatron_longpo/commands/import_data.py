@@ -15,6 +15,7 @@ from megatron_longpo.commands.dataset_output import (
     add_dataset_options,
     check_dataset_options,
     default_workers,
+    given_template,
     open_writer,
     print_report,
     usable_tokenizer,
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             "--overlong truncate: tokenised pairs do not say where their context ends, so nothing can be cut from it;"
             " choose refuse or skip"
         )
-    tokenizer = usable_tokenizer(args.tokenizer)
+    tokenizer = usable_tokenizer(args)
     inputs: list[InputFile] = []
     pairs = (_raw_pairs if layout == "raw" else _tokenised_pairs)(files, inputs, tokenizer, args)
     num_bytes = sum(file.num_bytes for file in files)
@@ -124,7 +125,9 @@ def _raw_pairs(
         (where, raw_line({name: value.as_py() for name, value in row.items()}, pair_id, where))
         for pair_id, where, row in rows
     )
-    settings = RenderSettings(tokenizer=args.tokenizer, max_length=args.max_length, overlong=args.overlong)
+    settings = RenderSettings(
+        tokenizer=args.tokenizer, chat_template=given_template(args), max_length=args.max_length, overlong=args.overlong
+    )
     num_workers = default_workers(sum(file.num_bytes for file in files))
     with closing(render_lines(lines, settings, num_workers)) as rendered:
         for line in rendered:

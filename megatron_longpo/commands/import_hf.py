@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPE_CHOICES, default="as-is", help="dtype to store the weights in (default: as they are)"
     )
+    parser.add_argument(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="Jinja template for the model from now on, kept in OUTPUT/hf (default: the folder's)",
+    )
     add_verify_options(parser)
 
 
@@ -51,7 +57,9 @@ def run(args: argparse.Namespace) -> None:
     from megatron_longpo.hf.import_hf import import_hf  # torch is slow to import; --help need not wait for it
 
     started = time.monotonic()
-    identity = import_hf(args.hf, args.output, args.dtype, lambda folder: verify(args, args.hf, folder))
+    identity = import_hf(
+        args.hf, args.output, args.dtype, args.chat_template, lambda folder: verify(args, args.hf, folder)
+    )
     print(
         f"imported {identity.num_parameters:,} parameters, {identity.dtype}, weights {identity.weights_sha256[:12]}, "
         f"tokenizer {identity.tokenizer_fingerprint[:12]} -> {args.output} in {time.monotonic() - started:.1f} s"

@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--index", type=int, default=0, metavar="I", help="the pair's place, from 0 (default: 0)")
     which.add_argument("--id", metavar="ID", help="the pair's id")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="show text: the tokenizer it was built with")
+    parser.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="with --tokenizer: the template it was built with, if a file"
+    )
     parser.add_argument("--tokens", action="store_true", help="show token ids too")
     parser.add_argument("--full", action="store_true", help="show trunks whole, not only their two ends")
     parser.add_argument("--json", action="store_true", help="print everything about the pair as one JSON object")
@@ -41,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one pair."""
+    if args.chat_template and not args.tokenizer:
+        raise UserError(f"--chat-template {args.chat_template} says nothing without --tokenizer; give the tokenizer")
     with quiet_megatron():
         from megatron_longpo.data.indexed import PairReader
 
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     index = args.index if args.id is None else reader.find(args.id)
     if not 0 <= index < len(reader):
         raise UserError(f"--index {index}: {args.data} has {len(reader)} pairs; give 0 to {len(reader) - 1}")
-    tokenizer = _matching_tokenizer(args.tokenizer, reader) if args.tokenizer else None
+    tokenizer = _matching_tokenizer(args, reader) if args.tokenizer else None
     description = describe(reader, index, tokenizer)
     if args.json:
         print(json.dumps(description, ensure_ascii=False))
@@ -113,15 +118,17 @@ def _reference_logp(reader: "PairReader", index: int) -> list[list[float]] | Non
     return cache[index].tolist()
 
 
-def _matching_tokenizer(directory: Path, reader: "PairReader") -> "PreTrainedTokenizerFast":
-    from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint
+def _matching_tokenizer(args: argparse.Namespace, reader: "PairReader") -> "PreTrainedTokenizerFast":
+    from megatron_longpo.data.render import load_tokenizer, read_chat_template, tokenizer_fingerprint
 
-    tokenizer = load_tokenizer(directory)
+    template = read_chat_template(args.chat_template) if args.chat_template else None
+    tokenizer = load_tokenizer(args.tokenizer, template)
     fingerprint = tokenizer_fingerprint(tokenizer)
     if fingerprint != reader.manifest.tokenizer_fingerprint:
         raise UserError(
-            f"--tokenizer {directory}: fingerprint {fingerprint[:12]}, but {reader.prefix} was built with"
+            f"--tokenizer {args.tokenizer}: fingerprint {fingerprint[:12]}, but {reader.prefix} was built with"
             f" {reader.manifest.tokenizer_fingerprint[:12]}; give the tokenizer and template it was built with"
+            " (--tokenizer, --chat-template)"
         )
     return tokenizer
 

@@ -16,11 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateSyntaxError
+
 from megatron_longpo.data.tokenizer import chat_template_of
 from megatron_longpo.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+TEMPLATES = "examples/templates"
+"""The folder of this repository with templates to give with ``--chat-template``."""
 
 TEMPLATE_DATE = "26 Jul 2024"
 """What a template that prints a date is told (Llama 3's own default), or a dataset would change with the day."""
@@ -63,18 +68,24 @@ def render_text(
     return RenderedText(text, _context_range(tokenizer, prefixes[0], messages[0]["content"], context), tuple(responses))
 
 
-def check_chat_template(tokenizer: "PreTrainedTokenizerFast") -> None:
+def check_chat_template(tokenizer: "PreTrainedTokenizerFast", where: object = None) -> None:
     """Refuse a tokenizer whose chat template cannot be used for any pair; costs milliseconds.
+
+    Args:
+        where: what the error begins with, if the template is not the one in the tokenizer's folder.
 
     Raises:
         UserError: no chat template; one that depends on the day; or one that breaks an invariant of this file on a
             synthetic conversation of three turns.
     """
     untyped: Any = tokenizer
-    where: str = untyped.name_or_path or "the tokenizer"
+    where = where or untyped.name_or_path or "the tokenizer"
     template = chat_template_of(tokenizer)
     if template is None:
-        raise UserError(f"{where}: the tokenizer has no chat template; use the one of an instruction-tuned model")
+        raise UserError(
+            f"{where}: the tokenizer has no chat template; use the one of an instruction-tuned model, or give a file"
+            f" with --chat-template ({TEMPLATES} has some)"
+        )
     if "strftime_now" in template and "date_string" not in template:
         raise UserError(
             f"{where}: the chat template prints the date of the day (strftime_now), so the dataset would change with"
@@ -122,6 +133,8 @@ def apply_template(
         text: object = untyped.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=TEMPLATE_DATE
         )
+    except TemplateSyntaxError as error:
+        raise UserError(f"line {error.lineno} of the chat template is not valid Jinja ({error.message})") from error
     except Exception as error:  # a template is a program of the user's: whatever it raises is a fault in their input
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"the chat template fails on this conversation ({reason})") from error
@@ -159,7 +172,8 @@ def _require_prefix(prefix: str, text: str) -> None:
     raise UserError(
         "the chat template is not prefix-stable: a conversation is not rendered as the beginning of the longer one"
         f" (at character {position}: {prefix[position : position + 24]!r}, then {text[position : position + 24]!r});"
-        " use a template that renders every message the same wherever the conversation ends"
+        " give one that renders every message the same wherever the conversation ends with --chat-template"
+        f" ({TEMPLATES} has some)"
     )
 
 

@@ -27,6 +27,8 @@ class RenderSettings:
     """What every pair is rendered with; see `render.render_pair`."""
 
     tokenizer: Path
+    chat_template: str | None
+    """Jinja source that takes the place of the folder's template."""
     max_length: int
     overlong: Overlong
 
@@ -98,7 +100,8 @@ _tokenizer = functools.cache(load_tokenizer)
 def _render_line(settings: RenderSettings, where: str, line: bytes) -> RenderedLine:
     pair = parse_pair(line, where)
     try:
-        rendered = render_pair(pair, _tokenizer(settings.tokenizer), settings.max_length, settings.overlong)
+        tokenizer = _tokenizer(settings.tokenizer, settings.chat_template)
+        rendered = render_pair(pair, tokenizer, settings.max_length, settings.overlong)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return RenderedLine(where, len(line), pair.id, pair.meta, rendered)

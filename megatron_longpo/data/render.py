@@ -27,7 +27,13 @@ import numpy as np
 from megatron_longpo.data.chat import check_chat_template, render_text
 from megatron_longpo.data.pair import Pair
 from megatron_longpo.data.tokenise import Codec, IntArray, Tokens, codec_of, tokenise
-from megatron_longpo.data.tokenizer import chat_template_of, load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from megatron_longpo.data.tokenizer import (
+    chat_template_of,
+    load_tokenizer,
+    read_chat_template,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
 from megatron_longpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +48,7 @@ __all__ = [
     "TrunkAndBranches",
     "check_chat_template",
     "load_tokenizer",
+    "read_chat_template",
     "render_pair",
     "tokenizer_fingerprint",
     "vocabulary_size",

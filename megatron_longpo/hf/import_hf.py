@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from megatron_longpo.data.render import read_chat_template, tokenizer_fingerprint, vocabulary_size
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory
 from megatron_longpo.hf.card import front_matter
@@ -22,6 +22,7 @@ from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
 from megatron_longpo.hf.names import NameRule, extra_state_keys, name_table
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import FORMAT_VERSION, HF_FOLDER, Identity, copy_hf_files, write_identity
+from megatron_longpo.hf.tokenizer import complete_tokenizer
 from megatron_longpo.hf.torch_dist import Chunk, write_checkpoint
 from megatron_longpo.hf.weights import DTYPES, SafetensorsFolder, dtype_label, read_checked
 
@@ -30,19 +31,27 @@ from megatron_longpo.hf.weights import DTYPES, SafetensorsFolder, dtype_label, r
 _COMMON_STATE = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"singleton_local_shards": False}}
 
 
-def import_hf(hf: Path, output: Path, dtype: str = "as-is", verify: Callable[[Path], None] | None = None) -> Identity:
+def import_hf(
+    hf: Path,
+    output: Path,
+    dtype: str = "as-is",
+    chat_template: Path | None = None,
+    verify: Callable[[Path], None] | None = None,
+) -> Identity:
     """Write the Hugging Face model in ``hf`` as a Megatron checkpoint folder ``output``.
 
     Args:
         hf: folder with config.json, safetensors and tokenizer.
         output: must not exist, or be empty; appears only when complete.
         dtype: ``fp32``, ``bf16``, ``fp16``, or ``as-is`` for what each tensor is stored in.
+        chat_template: a Jinja file that takes the place of the folder's template in ``output/hf``.
         verify: called with the finished folder before it is put into place; if it raises, nothing is written.
 
     Raises:
-        UserError: the model, its files or a value in them is not usable.
+        UserError: the model, its files, a value in them or the template is not usable.
         FileExistsError: ``output`` is not empty.
     """
+    template = read_chat_template(chat_template) if chat_template else None
     config = read_json_object(hf / "config.json")
     megatron_options(config)  # refuses what Megatron would compute differently, before any work
     front_matter(hf)  # refuses what the export's card could not take over
@@ -54,7 +63,7 @@ def import_hf(hf: Path, output: Path, dtype: str = "as-is", verify: Callable[[Pa
     _check_dtypes(weights, rules, shape.num_layers, dtypes)
     with atomic_directory(output) as folder:
         copy_hf_files(hf, folder / HF_FOLDER)
-        tokenizer = load_tokenizer(folder / HF_FOLDER)
+        tokenizer = complete_tokenizer(folder / HF_FOLDER, template, chat_template)
         _check_vocabulary(vocabulary_size(tokenizer), shape.vocab_size)
         (folder / RELEASE).mkdir()
         source = _Source(weights, dtypes)

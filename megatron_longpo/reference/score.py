@@ -119,7 +119,8 @@ def _check(args: argparse.Namespace, reader: PairReader, identity: Identity) -> 
     if reader.manifest.tokenizer_fingerprint != identity.tokenizer_fingerprint:
         raise UserError(
             f"--data {args.data} was built with another tokenizer or chat template than that of --checkpoint "
-            f"{args.checkpoint}; build it again with --tokenizer {args.checkpoint}/hf"
+            f"{args.checkpoint}; build it again with --tokenizer {args.checkpoint}/hf and without --chat-template, or "
+            "import the model with the template of the dataset (import-hf --chat-template)"
         )
     check_transformer_impl(args.transformer_impl)
     check_reference_checkpoint(args.checkpoint, args, "--checkpoint")

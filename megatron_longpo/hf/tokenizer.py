@@ -1,0 +1,72 @@
+"""The tokenizer that travels with a checkpoint: whoever loads ``DIR/hf`` or the exported model gets the same ids."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_longpo.data.render import check_chat_template, load_tokenizer, tokenizer_fingerprint
+from megatron_longpo.data.spm import is_bare
+from megatron_longpo.errors import UserError
+from megatron_longpo.files import atomic_file
+from megatron_longpo.hf.config import read_json_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_TEMPLATE = "chat_template.jinja"
+_SETTINGS = "tokenizer_config.json"
+
+
+def complete_tokenizer(
+    folder: Path, chat_template: str | None, template_file: Path | None
+) -> "PreTrainedTokenizerFast":
+    """Load the tokenizer of ``folder``, a copy of a Hugging Face folder, and write there what the copy lacks.
+
+    That is ``tokenizer.json`` beside a bare sentencepiece model, which transformers would convert to other ids (see
+    `data/spm.py`), and the given chat template.
+
+    Args:
+        chat_template: Jinja source that takes the place of the folder's template.
+        template_file: where that was read, for errors.
+
+    Raises:
+        UserError: no usable tokenizer; a given template that no pair can be rendered with; or settings beside a bare
+            model that change its ids once there is a ``tokenizer.json``.
+    """
+    tokenizer = load_tokenizer(folder, chat_template)
+    if chat_template is not None:
+        check_chat_template(tokenizer, template_file)
+        _write_template(folder, chat_template)
+    if is_bare(folder):
+        _write_converted(folder, tokenizer)
+    return tokenizer
+
+
+def _write_template(folder: Path, chat_template: str) -> None:
+    """As transformers 5 keeps it: in a file of its own, and no longer in tokenizer_config.json."""
+    with atomic_file(folder / _TEMPLATE) as partial:
+        partial.write_text(chat_template, encoding="utf-8")
+    settings = _settings(folder)
+    if settings.pop("chat_template", None) is not None:
+        _write_settings(folder, settings)
+
+
+def _write_converted(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """What the folder's own settings say stays; what they leave open is written as it was taken."""
+    settings = _settings(folder)
+    tokenizer.save_pretrained(str(folder))
+    _write_settings(folder, _settings(folder) | settings)
+    if tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer):
+        raise UserError(
+            f"{_SETTINGS}: with these settings transformers reads the sentencepiece model otherwise once it is saved as"
+            " tokenizer.json; give a folder that has a tokenizer.json"
+        )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return read_json_object(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
+
+
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    with atomic_file(folder / _SETTINGS) as partial:
+        partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
