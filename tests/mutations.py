@@ -215,8 +215,8 @@ MUTATIONS = (
     Mutation(
         name="reference-with-the-policys-rope",
         file="megatron_longpo/reference/frozen.py",
-        old="shape = ModelShape.of(options, read_identity(checkpoint).rope, multiple=tensor)",
-        new="shape = ModelShape.of(options, type(read_identity(checkpoint).rope)(rope_theta=7.0), multiple=tensor)",
+        old="        read_identity(checkpoint).rope,\n",
+        new="        type(read_identity(checkpoint).rope)(rope_theta=7.0),\n",
         tests=(REFERENCE,),
     ),
     Mutation(

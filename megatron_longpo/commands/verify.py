@@ -124,8 +124,7 @@ def _megatron_logits(
         rope_parameters(read_hf_config(checkpoint)),
         dtype=torch.float32,
     )
-    if dtype is not None:
-        model = model.to(dtype).float()
+    _round(model, dtype)
     return [_pair_logits(model, prompt) for prompt in prompts]
 
 
@@ -143,17 +142,24 @@ def _pair_logits(model: nn.Module, prompt: Tensor) -> Tensor:
     return logits[0]
 
 
+def _round(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Round the weights as ``--dtype`` does, and nothing else: Module.to would round the rotary frequencies too."""
+    if dtype is not None:
+        for weight in model.parameters():
+            weight.copy_(weight.to(dtype))
+
+
 def _hf_logits(hf: Path, prompts: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     loader: Any = AutoModelForCausalLM
-    # The dtype is the loader's: Module.to would round the rotary frequencies too.
     model: Any = loader.from_pretrained(
-        hf, dtype=dtype or torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+        hf, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     )
-    model = model.float().to(torch.cuda.current_device()).eval()
+    model = model.to(torch.cuda.current_device()).eval()
+    _round(model, dtype)
     found: list[Tensor] = []
     for prompt in prompts:
         trunk, *branches = _pair(prompt.to(model.device))

@@ -100,13 +100,13 @@ def test_inspect_needs_the_template_that_the_dataset_was_built_with(
 
 
 def import_hf(hf: Path, output: Path, *options: object) -> int:
-    return main(["import-hf", "--hf", str(hf), "--output", str(output), *map(str, options)])
+    return main(["import-hf", "--hf", str(hf), "--output", str(output), "--no-verify", *map(str, options)])
 
 
 def test_an_imported_template_goes_all_the_way(
     tokenizer_folders: dict[str, Path], source: Path, tmp_path: Path
 ) -> None:
-    hf = save_model(tmp_path / "hf")
+    hf = save_model(tmp_path / "hf", vocab_size=700)
     shutil.copytree(tokenizer_folders["chatml"], hf, dirs_exist_ok=True)
     settings = json.loads((hf / "tokenizer_config.json").read_text())
     (hf / "chat_template.jinja").rename(tmp_path / "old.jinja")  # as transformers 4 kept it
@@ -122,7 +122,10 @@ def test_an_imported_template_goes_all_the_way(
     check_tokenizer(manifest_of(tmp_path / "set"), identity, tmp_path / "start")
     with pytest.raises(UserError, match=r"another tokenizer or chat template .* \(import-hf --chat-template\)"):
         check_tokenizer(manifest_of(tmp_path / "other"), identity, tmp_path / "start")
-    assert main(["export-hf", "--checkpoint", str(tmp_path / "start"), "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main(["export-hf", "--checkpoint", str(tmp_path / "start"), "--output", str(tmp_path / "out"), "--no-verify"])
+        == 0
+    )
     assert tokenizer_fingerprint(load_tokenizer(tmp_path / "out")) == identity.tokenizer_fingerprint
 
 
@@ -145,7 +148,7 @@ def test_an_imported_sentencepiece_model_is_exported_with_the_same_ids(
     settings: dict[str, object] | None, tmp_path: Path
 ) -> None:
     """transformers by itself would read the bare model otherwise, and so the trained model would meet other tokens."""
-    hf = save_model(tmp_path / "hf")
+    hf = save_model(tmp_path / "hf", vocab_size=1000)
     (hf / "tokenizer.json").unlink()
     (hf / "chat_template.jinja").unlink()
     (hf / "tokenizer_config.json").unlink()
@@ -153,7 +156,10 @@ def test_an_imported_sentencepiece_model_is_exported_with_the_same_ids(
     if settings is not None:
         (hf / "tokenizer_config.json").write_text(json.dumps(settings))
     assert import_hf(hf, tmp_path / "start", "--chat-template", TEMPLATES / "mistral-v1.jinja") == 0
-    assert main(["export-hf", "--checkpoint", str(tmp_path / "start"), "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main(["export-hf", "--checkpoint", str(tmp_path / "start"), "--output", str(tmp_path / "out"), "--no-verify"])
+        == 0
+    )
     exported = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     processor = sentencepiece_of(hf)
     talk = [{"role": "user", "content": "What  is   it?"}, {"role": "assistant", "content": "  A licence. 🙂"}]

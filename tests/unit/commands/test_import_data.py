@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet as parquet
 import pytest
 
 from megatron_longpo.commands.main import main
@@ -36,7 +39,6 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def write_stream(path: Path, rows: Rows, rows_per_batch: int = 3) -> Path:
     """As the package `datasets` writes its files."""
-    pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.Table.from_pylist(rows)
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=rows_per_batch)
@@ -44,7 +46,6 @@ def write_stream(path: Path, rows: Rows, rows_per_batch: int = 3) -> Path:
 
 
 def write_ipc_file(path: Path, rows: Rows) -> Path:
-    pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.Table.from_pylist(rows)
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=3)
@@ -52,7 +53,6 @@ def write_ipc_file(path: Path, rows: Rows) -> Path:
 
 
 def write_parquet(path: Path, rows: Rows) -> Path:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=5)
     return path
 
@@ -161,7 +161,6 @@ def no_parquet(path: Path, tokenizer: Any) -> Path:
 
 def no_row(path: Path, tokenizer: Any) -> Path:
     source = write_parquet(path / "pairs.parquet", [raw_row(RECORDS[0])])
-    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(parquet.read_table(source).slice(0, 0), source)
     return source
 
@@ -214,7 +213,6 @@ REFUSALS: dict[str, tuple[Callable[[Path, Any], Path], str]] = {
 def test_a_fault_is_one_line_and_leaves_nothing(
     tokenizer_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    pytest.importorskip("pyarrow")
     (tmp_path / "in").mkdir()
     make, message = REFUSALS[name]
     source = make(tmp_path / "in", load_tokenizer(tokenizer_folders["chatml"]))

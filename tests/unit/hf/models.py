@@ -49,7 +49,7 @@ def save_model(folder: Path, name: str = "llama", dtype: torch.dtype = torch.flo
 
 
 def save_tokenizer(folder: Path) -> None:
-    vocabulary = {f"w{index}": index for index in range(VOCAB_SIZE)}
+    vocabulary = {f"w{index}": index for index in range(VOCAB_SIZE - 4)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     template = "{% for message in messages %}{{ message.content }} w1 {% endfor %}"

@@ -154,9 +154,9 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_vocabulary_of_another_model(tmp_path: Path) -> None:
-    """The tokenizer has 101 tokens."""
-    hf = save_model(tmp_path / "hf", vocab_size=100)
-    assert "the tokenizer has token ids up to 100, config.json says vocab_size 100; it is of another" in message_of(hf)
+    """The tokenizer has 97 tokens."""
+    hf = save_model(tmp_path / "hf", vocab_size=96)
+    assert "the tokenizer has token ids up to 96, config.json says vocab_size 96; it is of another" in message_of(hf)
 
 
 def test_shard_missing_of_many(tmp_path: Path) -> None:
