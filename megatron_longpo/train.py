@@ -34,6 +34,7 @@ from megatron_longpo.hf.recipe import METRICS_FILE, record_recipe  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.metrics import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
+from megatron_longpo.model.flops import tokens_and_squares  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.recipe import recipe_settings  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
@@ -57,6 +58,7 @@ def main() -> int:
     if args.skip_train:
         _report_evaluation()
     _keep_breakdowns()
+    _count_real_lengths(settings)
     batches = partial(_batches, settings=settings)
     batches.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
     if isinstance(settings.reference, OnlineSettings):
@@ -99,6 +101,18 @@ def _hold_breakdowns(reported: dict[str, Any]) -> None:
     breakdowns = take_breakdowns(reported)
     if isinstance(writer := get_tensorboard_writer(), MetricsWriter):
         writer.hold(breakdowns)
+
+
+def _count_real_lengths(settings: LongPOSettings) -> None:
+    """Let Megatron's FLOPs and throughput count the pairs of a step; it would count ``--seq-length`` for each."""
+    lengths_P3 = settings.reader.long_lengths()
+
+    def of_the_last_step() -> tuple[float, float]:
+        args = get_args()
+        samples = range(args.consumed_train_samples - args.global_batch_size, args.consumed_train_samples)
+        return tokens_and_squares(lengths_P3[[settings.order(sample) for sample in samples]])
+
+    training.consume_seqlen_stats_in_iteration = of_the_last_step
 
 
 def _score_online(settings: OnlineSettings) -> None:

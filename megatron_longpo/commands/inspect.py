@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from megatron_longpo.data.indexed import PairReader
-    from megatron_longpo.data.render import Branch, TrunkAndBranches
+    from megatron_longpo.data.render import Branch, Context, TrunkAndBranches
 
 _SHOWN_TRUNK_TOKENS = 120
 """At either end of a trunk, unless --full."""
+CONTEXTS: tuple["Context", ...] = ("short", "long")
+"""Whose log-probs may lie beside a dataset."""
 _SPAN_STYLES = {"chosen": "bold green", "rejected": "bold red"}
 
 Description = dict[str, Any]
@@ -67,7 +69,8 @@ def describe(reader: "PairReader", index: int, tokenizer: "PreTrainedTokenizerFa
 
     ``conversations`` holds the long one, then the short one of each turn. A conversation has ``name``, ``trunk`` (ids),
     ``trunk_text``, and a branch under ``chosen`` and under ``rejected``: ``tokens`` (ids) and ``responses``, one for
-    each span, with ``span`` and ``text``. ``reference_logp`` is [num_turns, 2] in nats, chosen then rejected, or null.
+    each span, with ``span`` and ``text``. ``reference_logp`` holds for each context that was scored, ``short`` or
+    ``long``, [num_turns, 2] in nats, chosen then rejected.
     """
     pair, record = reader[index], reader.record(index)
     names = ["long", *(f"short, turn {turn}" for turn in range(len(pair.short)))]
@@ -104,18 +107,21 @@ def _responses(branch: "Branch", tokenizer: "PreTrainedTokenizerFast | None") ->
     return responses
 
 
-def _reference_logp(reader: "PairReader", index: int) -> list[list[float]] | None:
+def _reference_logp(reader: "PairReader", index: int) -> dict[str, list[list[float]]]:
     from megatron_longpo.reference.cache import ReferenceCache, default_path
 
-    path = default_path(reader.prefix)
-    if not path.exists():
-        return None
-    cache = ReferenceCache.open(path)
-    if cache.manifest.dataset_fingerprint != reader.manifest.fingerprint:
-        raise UserError(
-            f"{path}: scored for another dataset than {reader.prefix}; delete it or score the dataset again"
-        )
-    return cache[index].tolist()
+    found: dict[str, list[list[float]]] = {}
+    for context in CONTEXTS:
+        path = default_path(reader.prefix, context)
+        if not path.exists():
+            continue
+        cache = ReferenceCache.open(path)
+        if cache.manifest.dataset_fingerprint != reader.manifest.fingerprint:
+            raise UserError(
+                f"{path}: scored for another dataset than {reader.prefix}; delete it or score the dataset again"
+            )
+        found[context] = cache[index].tolist()
+    return found
 
 
 def _matching_tokenizer(args: argparse.Namespace, reader: "PairReader") -> "PreTrainedTokenizerFast":
@@ -165,8 +171,10 @@ def _print(description: Description, num_pairs: int, view: "_View") -> None:
         console.print(f"meta: {json.dumps(description['meta'], ensure_ascii=False)}")
     for conversation in description["conversations"]:
         _print_conversation(console, conversation, view)
-    for turn, (chosen, rejected) in enumerate(description["reference_logp"] or []):
-        console.print(f"reference, turn {turn}: chosen {chosen:.6f} nats, rejected {rejected:.6f} nats")
+    for context, turns in description["reference_logp"].items():
+        for turn, (chosen, rejected) in enumerate(turns):
+            where = f"reference on the {context} context, turn {turn}"
+            console.print(f"{where}: chosen {chosen:.6f} nats, rejected {rejected:.6f} nats")
 
 
 def _print_conversation(console: "Console", conversation: Description, view: "_View") -> None:

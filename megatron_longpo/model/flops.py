@@ -1,4 +1,4 @@
-"""How much work a pair is, for dealing pairs out evenly."""
+"""How much work a pair is: for dealing pairs out evenly, and for Megatron's throughput."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +23,19 @@ def pair_flops(options: Mapping[str, Any], lengths_P3: NDArray[np.int64]) -> NDA
     mlp_weights = 3 * options["hidden_size"] * options["ffn_hidden_size"]
     per_token = 2 * (options["num_layers"] * (attention_weights + mlp_weights))
     per_token += 2 * options["hidden_size"] * options["vocab_size"]
-    branches_P = chosen_P + rejected_P
-    attended_P = (trunk_P**2 + chosen_P**2 + rejected_P**2) / 2 + branches_P * trunk_P
-    return per_token * (trunk_P + branches_P) + 4 * options["num_layers"] * heads * dim * attended_P
+    attended_P = _squares(lengths_P3) / 2
+    return per_token * (trunk_P + chosen_P + rejected_P) + 4 * options["num_layers"] * heads * dim * attended_P
+
+
+def tokens_and_squares(lengths_P3: NDArray[np.int64]) -> tuple[float, float]:
+    """What Megatron computes the FLOPs of a step from: its tokens, and the squared lengths of its sequences, summed.
+
+    A pair counts with the square that makes its attention's FLOPs come out right: a causal sequence of n tokens costs
+    n^2 / 2 (megatron/training/training.py, ``num_floating_point_operations``).
+    """
+    return float(lengths_P3.sum()), float(_squares(lengths_P3).sum())
+
+
+def _squares(lengths_P3: NDArray[np.int64]) -> NDArray[np.float64]:
+    trunk_P, chosen_P, rejected_P = lengths_P3.T.astype(np.float64)
+    return trunk_P**2 + chosen_P**2 + rejected_P**2 + 2 * trunk_P * (chosen_P + rejected_P)

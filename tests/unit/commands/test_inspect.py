@@ -8,6 +8,7 @@ import pytest
 
 from megatron_longpo.commands.main import main
 from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.data.render import Context
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache
 from tests.pairs import make_records, write_jsonl
@@ -34,12 +35,12 @@ def inspect_json(prefix: Path, capsys: pytest.CaptureFixture[str], *options: str
     return json.loads(capsys.readouterr().out)
 
 
-def score(prefix: Path, dataset_fingerprint: str) -> list[list[tuple[float, float]]]:
+def score(prefix: Path, dataset_fingerprint: str, context: Context = "short") -> list[list[tuple[float, float]]]:
     """A reference cache beside the dataset; returns what is in it."""
     logp = [[(-1.5 - pair - turn, -2.25 + turn) for turn in range(pair + 1)] for pair in range(3)]
     write_cache(
-        default_path(prefix),
-        ReferenceManifest(dataset_fingerprint, "w", RopeParameters(rope_theta=1e4), "float32", "short"),
+        default_path(prefix, context),
+        ReferenceManifest(dataset_fingerprint, "w", RopeParameters(rope_theta=1e4), "float32", context),
         logp,
     )
     return logp
@@ -49,7 +50,7 @@ def test_json_holds_ids_spans_and_where_it_came_from(prefix: Path, capsys: pytes
     shown = inspect_json(prefix, capsys, "--index", "1")
     pair = PairReader(prefix)[1]
     assert (shown["index"], shown["id"], shown["source"]) == (1, "pair-1", f"{prefix.parent / 'pairs.jsonl'}:2")
-    assert (shown["meta"], shown["num_removed"], shown["reference_logp"]) == ({"n": 1}, 0, None)
+    assert (shown["meta"], shown["num_removed"], shown["reference_logp"]) == ({"n": 1}, 0, {})
     assert [item["name"] for item in shown["conversations"]] == ["long", "short, turn 0", "short, turn 1"]
     for item, stored in zip(shown["conversations"], (pair.long, *pair.short), strict=True):
         assert item["trunk"] == stored.trunk.tolist()
@@ -112,10 +113,13 @@ def test_tokens_are_shown_with_text_on_demand(
 
 
 def test_reference_logp_is_shown_when_it_lies_beside(prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logp = score(prefix, PairReader(prefix).manifest.fingerprint)
-    assert inspect_json(prefix, capsys, "--index", "2")["reference_logp"] == [list(turn) for turn in logp[2]]
-    assert inspect(prefix, "--index", "2") == 0
-    assert "reference, turn 1: chosen -4.500000 nats, rejected -1.250000 nats" in capsys.readouterr().out
+    for context in ("short", "long"):
+        logp = score(prefix, PairReader(prefix).manifest.fingerprint, context)
+        expected = [list(turn) for turn in logp[2]]
+        assert inspect_json(prefix, capsys, "--index", "2")["reference_logp"][context] == expected
+        assert inspect(prefix, "--index", "2") == 0
+        shown = f"reference on the {context} context, turn 1: chosen -4.500000 nats, rejected -1.250000 nats"
+        assert shown in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

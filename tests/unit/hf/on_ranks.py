@@ -31,6 +31,8 @@ class Job:
     """Folder to save the loaded model in, beside an optimizer tensor full of NaN; '' for not at all."""
     rotary_base: float | None = None
     """Instead of the configuration's."""
+    rotary_interleaved: bool = False
+    """Pairs of neighbouring dimensions are turned, instead of halves."""
 
 
 def logits(jobs: list[Job], tokens: list[int], tp: int, pp: int) -> list[Tensor | None]:
@@ -77,6 +79,8 @@ def _stock_model(options: dict[str, Any], job: Job) -> GPTModel:
         pipeline_dtype=torch.float32,
         use_cpu_initialization=True,
         attention_softmax_in_fp32=True,
+        rotary_interleaved=job.rotary_interleaved,
+        apply_rope_fusion=False,
     )
     multiple = job.vocab_multiple * tp
     return GPTModel(

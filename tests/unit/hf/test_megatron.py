@@ -28,7 +28,9 @@ pytestmark = pytest.mark.ranks
 
 TOKENS = torch.randint(2, 101, (24,), generator=torch.Generator().manual_seed(0)).tolist()
 # (tp, pp), vocabulary padded to a multiple of: 101 tokens become 102 and 128.
-LAYOUTS = [(2, 1, 1), (1, 2, 128)]
+LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 128), (2, 2, 1)]
+TOLERANCE = 1e-5
+"""Logits of size 1 to 10 in fp32, products of at most 72 terms summed in another order; seen are up to 7e-6."""
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +59,10 @@ def difference(found: Tensor, folder: Path) -> float:
 def test_stock_model_computes_the_same_and_exports_the_same(
     imported: Path, tmp_path: Path, tp: int, pp: int, vocab_multiple: int
 ) -> None:
-    """1e-5: logits of size 1 to 10 in fp32, products of at most 72 terms summed in another order."""
     results = run_ranks(logits, tp * pp, jobs(imported, "imported", f"at-{tp}-{pp}", vocab_multiple), TOKENS, tp, pp)
     for name, found in zip(SHAPES, results[-1], strict=True):
         assert found.abs().max() > 1.0, name
-        assert difference(found, imported / name / "hf") < 1e-5, name
+        assert difference(found, imported / name / "hf") < TOLERANCE, name
         assert_exports_every_bit(imported / name, f"at-{tp}-{pp}", tmp_path / name)
 
 
@@ -120,7 +121,16 @@ def test_a_wrong_conversion_shows(imported: Path, tmp_path: Path, monkeypatch: p
         import_hf(hf, tmp_path / "up-gate")
     right = imported / "mistral-wide-heads" / "imported"
     folders = [right, tmp_path / "plain-qkv", tmp_path / "up-gate"]
-    faults = [Job(str(folder), 1) for folder in folders] + [Job(str(right), 1, rotary_base=1e6)]
+    faults = [Job(str(folder), 1) for folder in folders]
+    faults += [Job(str(right), 1, rotary_base=1e6), Job(str(right), 1, rotary_interleaved=True)]
     differences = [difference(found, hf) for found in run_ranks(logits, 1, faults, TOKENS, 1, 1)[0]]
-    assert differences[0] < 1e-5
+    assert differences[0] < TOLERANCE
     assert min(differences[1:]) > 1e-2, differences
+
+
+def test_a_dropped_scaling_shows(tmp_path: Path) -> None:
+    """Stock Megatron without the checkpoint's llama3 scaling: the size of what model/rope.py is there for."""
+    llama3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 16}
+    hf = save_model(tmp_path / "hf", rope_parameters={**llama3, "low_freq_factor": 1.0, "high_freq_factor": 4.0})
+    import_hf(hf, tmp_path / "imported")
+    assert difference(run_ranks(logits, 1, [Job(str(tmp_path / "imported"), 1)], TOKENS, 1, 1)[0][0], hf) > 1e-2

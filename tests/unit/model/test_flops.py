@@ -1,0 +1,40 @@
+"""FLOPs of a pair against counting what each token sees."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_longpo.model.flops import pair_flops, tokens_and_squares
+
+OPTIONS = {
+    "num_layers": 3,
+    "hidden_size": 8,
+    "ffn_hidden_size": 20,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 6,
+    "vocab_size": 11,
+}
+PAIRS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4)
+
+
+def seen(trunk: int, chosen: int, rejected: int) -> int:
+    """Keys that the queries see, itself included, one after the other."""
+    of_branches = sum(trunk + place for branch in (chosen, rejected) for place in range(1, branch + 1))
+    return sum(range(1, trunk + 1)) + of_branches
+
+
+@given(PAIRS)
+def test_squares_are_twice_what_is_seen(pairs: list[tuple[int, int, int]]) -> None:
+    """But for the diagonal: of a causal square Megatron counts the half."""
+    tokens, squares = tokens_and_squares(np.array(pairs))
+    assert tokens == sum(map(sum, pairs))
+    assert squares + tokens == 2 * sum(seen(*pair) for pair in pairs)
+
+
+def test_flops_by_hand() -> None:
+    weights = 3 * (8 * (4 + 2 + 2) * 6 + 4 * 6 * 8 + 3 * 8 * 20) + 8 * 11
+    trunk, chosen, rejected = 7, 2, 3
+    attended = seen(trunk, chosen, rejected) - 12 / 2
+    found = pair_flops(OPTIONS, np.array([[trunk, chosen, rejected]]))
+    assert found.tolist() == [2 * weights * 12 + 4 * 3 * 4 * 6 * attended]
