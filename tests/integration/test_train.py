@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing import load_common_state_dict
 from transformers import AutoConfig
 
+from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.recipe import recipe_at
+from megatron_longpo.hf.sidecar import read_hf_config
+from megatron_longpo.model.flops import pair_flops
 from tests.workspace import Workspace, make_workspace, read_metrics, train, verb
 
 TEN = ["--train-iters", "10", "--save-interval", "5", "--split", "70,30,0", "--eval-interval", "5"]
@@ -58,6 +63,17 @@ def test_metrics(work: Workspace, straight: Path) -> None:
         assert step["loss"] == pytest.approx(step["nll"] + 0.01 * step["preference_loss"], rel=1e-9)
     assert steps[-1]["nll"] < steps[0]["nll"]
     assert [line["step"] for line in read_metrics(work.folder / "straight.jsonl", "valid")] == [5, 10]
+
+
+def test_flops_are_those_of_the_pairs(work: Workspace, straight: Path) -> None:
+    """Not of ``--seq-length`` a sample, which would be half as many again. Within 3%: Megatron counts padding rows of
+    the vocabulary too."""
+    saved = load_common_state_dict(str(straight / "iter_0000010"))["num_floating_point_operations_so_far"]
+    reader = PairReader(work.data)
+    order = PairOrder(split_pairs(len(reader), "70,30,0")[0], 1234)
+    pairs = [order(sample) for sample in range(10 * 4)]
+    forward = pair_flops(megatron_options(read_hf_config(work.imported)), reader.long_lengths()[pairs]).sum()
+    assert 3 * forward < saved < 1.03 * 3 * forward
 
 
 def test_resumes_bit_for_bit(work: Workspace, straight: Path) -> None:
