@@ -33,6 +33,7 @@ SENTENCEPIECE = "tests/unit/data/test_spm.py::test_special_tokens_and_ids"
 NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
 STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
 ROPE = "tests/unit/model/test_rope.py::test_equals_transformers"
+ANGLES = "tests/unit/model/test_rope.py::test_a_model_in_half_precision_keeps_its_angles"
 OPTIMIZER = "tests/unit/test_optimizer.py"
 REFERENCE = "tests/integration/test_reference.py::test_every_turn_equals_the_hugging_face_model"
 
@@ -211,6 +212,13 @@ MUTATIONS = (
         old="attention_factor**2",
         new="attention_factor",
         tests=(ROPE,),
+    ),
+    Mutation(
+        name="frequencies-rounded-with-the-weights",
+        file="megatron_longpo/model/rope.py",
+        old="inv_freq.clone()",
+        new="inv_freq",
+        tests=(ANGLES,),
     ),
     Mutation(
         name="reference-with-the-policys-rope",

@@ -18,7 +18,8 @@ class PairRotaryEmbedding(nn.Module):
     def __init__(self, inv_freq: Tensor) -> None:
         """``inv_freq``: fp32 [D / 2], radians a token."""
         super().__init__()
-        self.inv_freq = inv_freq  # no buffer: a bf16 model must not round it
+        # A copy is no buffer, which a bf16 model would round: tensors of transformers carry torch's mark of buffers.
+        self.inv_freq = inv_freq.clone()
 
     def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> Any:
         """The positions, int64 [L], of the PairParams among the arguments."""

@@ -20,6 +20,8 @@ from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.model.rope import PairRotaryEmbedding
+from megatron_longpo.model.rope_parameters import RopeParameters
 from tests.ranks import run_ranks
 from tests.unit.hf.models import VOCAB_SIZE, save_model
 
@@ -118,3 +120,14 @@ def test_a_dropped_attention_factor_would_show(models: Path, ours: dict[str, Ten
     dropped = theirs(models / "yarn" / "hf", rope_parameters={**YARN, "attention_factor": 1.0})
     difference = (dropped / ours["yarn"] - 1).abs().max().item()
     assert difference > 0.01, difference
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_keeps_its_angles(dtype: torch.dtype) -> None:
+    """At position 131,071 a frequency rounded to bf16 is off by hundreds of radians."""
+    frequencies, _ = RopeParameters(rope_theta=1e7).frequencies(head_dim=128, max_position_embeddings=131072)
+    rotary = PairRotaryEmbedding(frequencies).to(dtype)
+    position = torch.tensor([131071])
+    angles = rotary(position).flatten()
+    assert torch.equal(angles[:64], position * frequencies)
+    assert (position * frequencies.to(dtype) - position * frequencies).abs().max() > 10
