@@ -54,7 +54,8 @@ def _sharing_memory(measured: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def _recompute(measured: dict[str, Any]) -> tuple[str, str]:
-    what = f"step with full recomputation / with `--longpo-recompute keep-attention`, forward and backward, trunk {measured['trunk']:,}"
+    what = "step with full recomputation / with `--longpo-recompute keep-attention`, forward and backward, "
+    what += f"trunk {measured['trunk']:,}"
     peaks = ", ".join(f"{mode} {peak / 2**20:,.0f}" for mode, peak in measured["peak_bytes"].items())
     kept, without = (statistics.median(measured["seconds"][mode]) for mode in ("keep-attention", "none"))
     found = f"{measured['median_ratio']:.2f}x; without recomputation {without / kept:.2f}x"
