@@ -107,6 +107,7 @@ SENTENCES = {
     "recompute": _recompute,
     "logprob_memory": _logprob_memory,
     "quickstart": _quickstart,
+    "door": _door,
     "large_dataset": _large_dataset,
 }
 """File in results/ -> (what was measured, the number)."""
