@@ -104,6 +104,7 @@ def _large_dataset(measured: dict[str, Any]) -> tuple[str, str]:
 
 SENTENCES = {
     "sharing": _sharing,
+    "sharing_memory": _sharing_memory,
     "recompute": _recompute,
     "logprob_memory": _logprob_memory,
     "quickstart": _quickstart,
