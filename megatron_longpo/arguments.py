@@ -17,7 +17,6 @@ from megatron_longpo.checks import (
     check_optimizer,
     check_resumed_optimizer,
     check_shape,
-    check_tokenizer,
     refuse_unsupported,
 )
 from megatron_longpo.data.dataset import PairOrder, split_pairs
@@ -27,7 +26,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
 from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
-from megatron_longpo.hf.sidecar import read_hf_config, read_identity
+from megatron_longpo.hf.sidecar import check_tokenizer, read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.objective.longpo import OBJECTIVES, Objective
@@ -75,10 +74,11 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     rope = _policy_rope(args, source)
     reader = PairReader(Path(args.longpo_data))
     check_lengths(args, reader.manifest)
-    check_tokenizer(reader.manifest, read_identity(source), source)
+    check_tokenizer("the dataset", reader.manifest, read_identity(source), source)
     reference = open_reference(args, reader.manifest, source)
     if isinstance(reference, OnlineSettings):
-        check_tokenizer(reader.manifest, read_identity(reference.checkpoint), reference.checkpoint)
+        identity = read_identity(reference.checkpoint)
+        check_tokenizer("the dataset", reader.manifest, identity, reference.checkpoint)
     _choose_load(args, source)
     lengths_P3 = reader.long_lengths()
     train, held_out, _ = split_pairs(len(reader), args.split)

@@ -10,7 +10,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import check_divides, megatron_options
 from megatron_longpo.hf.folder import TRACKER_FILE, checkpoint_folder
 from megatron_longpo.hf.rope import ROPE_EXAMPLE
-from megatron_longpo.hf.sidecar import Identity, read_hf_config
+from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.build import check_transformer_impl
 from megatron_longpo.model.exchange import check_exchange
@@ -159,15 +159,4 @@ def check_lengths(args: argparse.Namespace, manifest: Manifest) -> None:
         raise UserError(
             f"--max-position-embeddings {args.max_position_embeddings} is below the dataset's --max-length "
             f"{manifest.max_length}; raise it or build the dataset with a smaller one"
-        )
-
-
-def check_tokenizer(manifest: Manifest, identity: Identity, source: Path) -> None:
-    """The dataset holds this checkpoint's token ids."""
-    if manifest.tokenizer_fingerprint != identity.tokenizer_fingerprint:
-        raise UserError(
-            f"the dataset was built with another tokenizer or chat template (fingerprint "
-            f"{manifest.tokenizer_fingerprint[:12]}) than that of the checkpoint {source} "
-            f"({identity.tokenizer_fingerprint[:12]}); build it again with --tokenizer {source}/hf and without "
-            "--chat-template, or import the model with the template of the dataset (import-hf --chat-template)"
         )

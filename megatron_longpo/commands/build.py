@@ -17,9 +17,9 @@ from megatron_longpo.commands.dataset_output import (
     add_dataset_options,
     check_dataset_options,
     default_workers,
-    given_template,
     open_writer,
     print_report,
+    render_settings,
     usable_tokenizer,
 )
 from megatron_longpo.data.manifest import InputFile
@@ -55,12 +55,9 @@ def run(args: argparse.Namespace) -> int:
     """Build the dataset and print what is in it."""
     _check_options(args)
     from megatron_longpo.commands.progress import InputProgress
-    from megatron_longpo.data.parallel import RenderSettings
 
     tokenizer = usable_tokenizer(args)
-    settings = RenderSettings(
-        tokenizer=args.tokenizer, chat_template=given_template(args), max_length=args.max_length, overlong=args.overlong
-    )
+    settings = render_settings(args)
     num_bytes = sum(path.stat().st_size for path in args.input)
     with (
         open_writer(args, tokenizer) as writer,

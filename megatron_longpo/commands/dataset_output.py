@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from megatron_longpo.data.indexed import PairWriter
+    from megatron_longpo.data.parallel import RenderSettings
 
 MOST_WORKERS = 16
 """By default: beyond that, reading and writing in one process are the limit."""
@@ -66,6 +67,15 @@ def given_template(args: argparse.Namespace) -> str | None:
     from megatron_longpo.data.render import read_chat_template
 
     return read_chat_template(args.chat_template) if args.chat_template else None
+
+
+def render_settings(args: argparse.Namespace) -> "RenderSettings":
+    """What the options say of rendering."""
+    from megatron_longpo.data.parallel import RenderSettings
+
+    return RenderSettings(
+        tokenizer=args.tokenizer, chat_template=given_template(args), max_length=args.max_length, overlong=args.overlong
+    )
 
 
 def usable_tokenizer(args: argparse.Namespace) -> "PreTrainedTokenizerFast":

@@ -15,9 +15,9 @@ from megatron_longpo.commands.dataset_output import (
     add_dataset_options,
     check_dataset_options,
     default_workers,
-    given_template,
     open_writer,
     print_report,
+    render_settings,
     usable_tokenizer,
 )
 from megatron_longpo.data.manifest import InputFile
@@ -117,7 +117,7 @@ def _common_layout(files: list["ArrowFile"]) -> "Layout":
 def _raw_pairs(
     files: list["ArrowFile"], inputs: list[InputFile], tokenizer: "PreTrainedTokenizerFast", args: argparse.Namespace
 ) -> Generator[_ImportedPair]:
-    from megatron_longpo.data.parallel import RenderSettings, render_lines
+    from megatron_longpo.data.parallel import render_lines
     from megatron_longpo.data.published import RAW_COLUMNS, raw_line
 
     rows = _numbered_rows(files, RAW_COLUMNS, inputs)
@@ -125,11 +125,8 @@ def _raw_pairs(
         (where, raw_line({name: value.as_py() for name, value in row.items()}, pair_id, where))
         for pair_id, where, row in rows
     )
-    settings = RenderSettings(
-        tokenizer=args.tokenizer, chat_template=given_template(args), max_length=args.max_length, overlong=args.overlong
-    )
     num_workers = default_workers(sum(file.num_bytes for file in files))
-    with closing(render_lines(lines, settings, num_workers)) as rendered:
+    with closing(render_lines(lines, render_settings(args), num_workers)) as rendered:
         for line in rendered:
             yield _ImportedPair(line.where, line.rendered)
 

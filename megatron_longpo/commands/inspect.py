@@ -8,8 +8,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from megatron_longpo.commands.dataset_output import given_template
 from megatron_longpo.commands.quiet import quiet_megatron
 from megatron_longpo.errors import UserError
 
@@ -18,12 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from megatron_longpo.data.indexed import PairReader
-    from megatron_longpo.data.render import Branch, Context, TrunkAndBranches
+    from megatron_longpo.data.render import Branch, TrunkAndBranches
 
 _SHOWN_TRUNK_TOKENS = 120
 """At either end of a trunk, unless --full."""
-CONTEXTS: tuple["Context", ...] = ("short", "long")
-"""Whose log-probs may lie beside a dataset."""
 _SPAN_STYLES = {"chosen": "bold green", "rejected": "bold red"}
 
 Description = dict[str, Any]
@@ -108,10 +107,11 @@ def _responses(branch: "Branch", tokenizer: "PreTrainedTokenizerFast | None") ->
 
 
 def _reference_logp(reader: "PairReader", index: int) -> dict[str, list[list[float]]]:
+    from megatron_longpo.data.render import Context
     from megatron_longpo.reference.cache import ReferenceCache, default_path
 
     found: dict[str, list[list[float]]] = {}
-    for context in CONTEXTS:
+    for context in get_args(Context):
         path = default_path(reader.prefix, context)
         if not path.exists():
             continue
@@ -125,10 +125,9 @@ def _reference_logp(reader: "PairReader", index: int) -> dict[str, list[list[flo
 
 
 def _matching_tokenizer(args: argparse.Namespace, reader: "PairReader") -> "PreTrainedTokenizerFast":
-    from megatron_longpo.data.render import load_tokenizer, read_chat_template, tokenizer_fingerprint
+    from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint
 
-    template = read_chat_template(args.chat_template) if args.chat_template else None
-    tokenizer = load_tokenizer(args.tokenizer, template)
+    tokenizer = load_tokenizer(args.tokenizer, given_template(args))
     fingerprint = tokenizer_fingerprint(tokenizer)
     if fingerprint != reader.manifest.tokenizer_fingerprint:
         raise UserError(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.config import read_json_object
@@ -72,6 +73,21 @@ def read_identity(directory: Path) -> Identity:
         if type(stored.get(field.name)) is not field.type:
             raise UserError(f"{path}: {field.name} is {stored.get(field.name)!r}; restore the file or import again")
     return Identity(**{field.name: stored[field.name] for field in fields(Identity)})
+
+
+def check_tokenizer(dataset: str, manifest: Manifest, identity: Identity, checkpoint: Path) -> None:
+    """``dataset``, as an error names it, holds the token ids of the model in ``checkpoint``.
+
+    Raises:
+        UserError: it was built with another tokenizer or chat template.
+    """
+    if manifest.tokenizer_fingerprint != identity.tokenizer_fingerprint:
+        raise UserError(
+            f"{dataset} was built with another tokenizer or chat template (fingerprint "
+            f"{manifest.tokenizer_fingerprint[:12]}) than that of the checkpoint {checkpoint} "
+            f"({identity.tokenizer_fingerprint[:12]}); build it again with --tokenizer {checkpoint}/hf and without "
+            "--chat-template, or import the model with the template of the dataset (import-hf --chat-template)"
+        )
 
 
 def read_hf_config(directory: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ from tqdm import tqdm  # noqa: E402
 from megatron_longpo.data.dataset import conversation_arrays  # noqa: E402
 from megatron_longpo.data.indexed import PairReader  # noqa: E402
 from megatron_longpo.data.render import Context, TrunkAndBranches  # noqa: E402
-from megatron_longpo.hf.sidecar import Identity, read_identity  # noqa: E402
+from megatron_longpo.hf.sidecar import Identity, check_tokenizer, read_identity  # noqa: E402
 from megatron_longpo.model.build import TRANSFORMER_IMPLS, check_transformer_impl  # noqa: E402
 from megatron_longpo.model.exchange import CP_COMM_TYPES  # noqa: E402
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache  # noqa: E402
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that import-hf wrote")
     parser.add_argument(
         "--context",
-        choices=("short", "long"),
+        choices=get_args(Context),
         default="short",
         help="what stands before the answers: each turn's short context, or the whole document, for the objective dpo "
         "(default: short)",
@@ -116,12 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace, reader: PairReader, identity: Identity) -> None:
-    if reader.manifest.tokenizer_fingerprint != identity.tokenizer_fingerprint:
-        raise UserError(
-            f"--data {args.data} was built with another tokenizer or chat template than that of --checkpoint "
-            f"{args.checkpoint}; build it again with --tokenizer {args.checkpoint}/hf and without --chat-template, or "
-            "import the model with the template of the dataset (import-hf --chat-template)"
-        )
+    check_tokenizer(f"--data {args.data}", reader.manifest, identity, args.checkpoint)
     check_transformer_impl(args.transformer_impl)
     check_reference_checkpoint(args.checkpoint, args, "--checkpoint")
     together = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from megatron_longpo.checks import check_tokenizer
 from megatron_longpo.commands.main import main
 from megatron_longpo.data.dataset_files import SUFFIXES, dataset_file
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.sidecar import read_identity
+from megatron_longpo.hf.sidecar import check_tokenizer, read_identity
 from tests.pairs import make_records, write_jsonl
 from tests.tokenizers import TEMPLATES, sentencepiece_model, sentencepiece_of
 from tests.unit.commands.building import build, one_error_line
@@ -119,9 +118,9 @@ def test_an_imported_template_goes_all_the_way(
     assert build(source, kept, tmp_path / "set") == 0
     assert build(source, hf, tmp_path / "other") == 0
     identity = read_identity(tmp_path / "start")
-    check_tokenizer(manifest_of(tmp_path / "set"), identity, tmp_path / "start")
+    check_tokenizer("the dataset", manifest_of(tmp_path / "set"), identity, tmp_path / "start")
     with pytest.raises(UserError, match=r"another tokenizer or chat template .* \(import-hf --chat-template\)"):
-        check_tokenizer(manifest_of(tmp_path / "other"), identity, tmp_path / "start")
+        check_tokenizer("the dataset", manifest_of(tmp_path / "other"), identity, tmp_path / "start")
     assert (
         main(["export-hf", "--checkpoint", str(tmp_path / "start"), "--output", str(tmp_path / "out"), "--no-verify"])
         == 0

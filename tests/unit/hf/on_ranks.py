@@ -80,7 +80,6 @@ def _stock_model(options: dict[str, Any], job: Job) -> GPTModel:
         use_cpu_initialization=True,
         attention_softmax_in_fp32=True,
         rotary_interleaved=job.rotary_interleaved,
-        apply_rope_fusion=False,
     )
     multiple = job.vocab_multiple * tp
     return GPTModel(

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,26 @@ def succeed(argv: list[str]) -> float:
     return time.monotonic() - start
 
 
-def kill_at_random(argv: list[str], longest: float, rng: random.Random) -> bool:
-    """Whether the run was killed before its end."""
-    deadline = time.monotonic() + rng.uniform(0.0, longest)
-    return launch(main, argv, kill_when=lambda: time.monotonic() > deadline).status != 0
+def after_each_kill(argv: list[str], folder: Path, seed: int) -> Iterator[None]:
+    """Run ``argv --output OUT`` and kill it, KILLS times, with a look at FOLDER/out and what was partial after each.
+
+    Before that FOLDER/whole is made without a kill; last of all the command succeeds where it was killed.
+    """
+    succeed([*argv, str(folder / "whole")])  # the first run of all starts the server that forks the others
+    longest = succeed([*argv, str(folder / "again")])
+    output = folder / "out"
+    rng = random.Random(seed)
+    num_killed = 0
+    for number in range(KILLS):
+        deadline = time.monotonic() + rng.uniform(0.0, longest)
+        finished = launch(main, [*argv, str(output)], kill_when=lambda end=deadline: time.monotonic() > end)
+        num_killed += finished.status != 0
+        yield
+        if output.exists():
+            output.rename(folder / f"done-{number}")
+    assert num_killed >= KILLS // 2
+    succeed([*argv, str(output)])
+    assert not (folder / ".out.partial").exists()
 
 
 def readable(folder: Path) -> dict[str, Tensor] | None:
@@ -48,14 +65,8 @@ def readable(folder: Path) -> dict[str, Tensor] | None:
 
 def test_import(tmp_path: Path) -> None:
     hf, output, partial = save_model(tmp_path / "hf", **LARGE), tmp_path / "out", tmp_path / ".out.partial"
-    whole = ["import-hf", "--hf", str(hf), "--no-verify", "--output"]
-    succeed([*whole, str(tmp_path / "whole")])  # the first run of all starts the server that forks the others
-    longest = succeed([*whole, str(tmp_path / "again")])
-    expected = weights_sha256(tmp_path / "whole")
-    rng = random.Random(0)
-    num_killed = 0
-    for _ in range(KILLS):
-        num_killed += kill_at_random([*whole, str(output)], longest, rng)
+    for _ in after_each_kill(["import-hf", "--hf", str(hf), "--no-verify", "--output"], tmp_path, seed=0):
+        expected = weights_sha256(tmp_path / "whole")
         for folder in (output, partial):
             try:
                 assert weights_sha256(folder) == expected
@@ -63,34 +74,21 @@ def test_import(tmp_path: Path) -> None:
                 assert folder is partial or not output.exists()
         if output.exists():
             assert read_identity(output) == read_identity(tmp_path / "whole")
-            output.rename(tmp_path / f"done-{rng.random()}")
-    assert num_killed >= KILLS // 2
-    succeed([*whole, str(output)])
-    assert weights_sha256(output) == expected
-    assert not partial.exists()
+    assert weights_sha256(output) == weights_sha256(tmp_path / "whole")
 
 
 def test_export(tmp_path: Path) -> None:
     hf, output, partial = save_model(tmp_path / "hf", **LARGE), tmp_path / "out", tmp_path / ".out.partial"
     assert main(["import-hf", "--hf", str(hf), "--output", str(tmp_path / "checkpoint"), "--no-verify"]) == 0
-    whole = ["export-hf", "--checkpoint", str(tmp_path / "checkpoint"), "--no-verify", "--output"]
-    succeed([*whole, str(tmp_path / "whole")])  # the first run of all starts the server that forks the others
-    longest = succeed([*whole, str(tmp_path / "again")])
     expected = load_file(hf / "model.safetensors")
-    rng = random.Random(1)
-    num_killed = 0
-    for _ in range(KILLS):
-        num_killed += kill_at_random([*whole, str(output)], longest, rng)
+    argv = ["export-hf", "--checkpoint", str(tmp_path / "checkpoint"), "--no-verify", "--output"]
+    for _ in after_each_kill(argv, tmp_path, seed=1):
         for folder in (output, partial):
             found = readable(folder)
             assert found is None or same(found, expected)
         if output.exists():
             assert readable(output)
-            output.rename(tmp_path / f"done-{rng.random()}")
-    assert num_killed >= KILLS // 2
-    succeed([*whole, str(output)])
     assert same(load_file(output / "model.safetensors"), expected)
-    assert not partial.exists()
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
