@@ -31,12 +31,17 @@ EXTRAS = {
     "gpu": ["transformer-engine[core_cu13,pytorch]>=2.10"],
     # import-data reads Arrow and parquet files with it.
     "arrow": ["pyarrow"],
-    "generate": ["nltk"],
+    # Sentence borders; OpenAI-compatible servers; languages; near-equal answers; .zst and parquet sources; the report.
+    "generate": ["nltk", "openai", "py3langid", "rapidfuzz", "zstandard", "pyarrow", "matplotlib"],
+    # generate --runner ray.
+    "ray": ["ray"],
     "evaluate": ["lm-eval>=0.4.9"],
     "bench": ["matplotlib"],
     # The model of the quickstart is a GGUF file, which transformers reads with these two.
     "quickstart": ["accelerate", "gguf", "matplotlib"],
     "dev": [
+        "fastapi",  # these two: `transformers serve`, which the tests of generate's openai engine talk to
+        "uvicorn",
         "hypothesis",
         "pre-commit",
         "pyright[nodejs]",

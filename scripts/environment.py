@@ -28,7 +28,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LINK = CHECKOUT / ".venv"
-EXTRAS_INSTALLED = ("quickstart", "arrow", "bench", "dev")
+EXTRAS_INSTALLED = ("quickstart", "arrow", "generate", "ray", "bench", "dev")
 # With the CUDA build of torch: 6.5 GB, and 2.8 GB of wheels while pip holds them, often on the same disk.
 BYTES_NEEDED = 10 * 10**9
 SECONDS_BETWEEN_LINES = 15

@@ -22,13 +22,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "platform": set(),
     "data": set(),
+    "generate": {"data"},
     "model": {"data", "platform"},
     "objective": {"data", "model"},
     "hf": {"data", "model", "platform"},
     "reference": {"data", "model", "objective", "hf", "platform"},
     **dict.fromkeys(TRAINING, LAYERS | TRAINING),
     "evaluate": set(),
-    "commands": LAYERS | TRAINING | {"evaluate"},
+    "commands": LAYERS | TRAINING | {"evaluate", "generate"},
 }
 
 READERS_OF_GLOBALS = {"train", "arguments", "platform"}
@@ -84,7 +85,7 @@ def may_import_megatron(unit: str, name: str) -> bool:
         return unit in READERS_OF_GLOBALS
     if unit == "data":
         return is_in(name, "megatron.core.datasets")
-    return unit not in ("objective", "evaluate", "errors", "files")
+    return unit not in ("objective", "generate", "evaluate", "errors", "files")
 
 
 def modules() -> dict[str, str]:
@@ -146,6 +147,8 @@ def test_a_cycle_would_be_found() -> None:
         ("megatron_longpo.train", "from tools import build"),
         ("megatron_longpo.train", "from tests.ranks import run_ranks"),
         ("megatron_longpo.evaluate.ruler", "import megatron.core"),
+        ("megatron_longpo.generate.engine", "import megatron.core"),
+        ("megatron_longpo.generate.engine", "from megatron_longpo.hf import config"),
         ("megatron_longpo.commands.build", "from .main import run_verb"),
         ("megatron_longpo.novelty", "import json"),
     ],
