@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from megatron_longpo.data.chat import Message
 from megatron_longpo.data.render import Context
 
-Message = dict[str, str]
-"""``{"role": "user" or "assistant", "content": text}``."""
 FinishReason = Literal["stop", "length"]
 """The model ended its turn, or the answer was cut at ``max_new_tokens``."""
 

@@ -1,0 +1,168 @@
+"""All shards' journals to the output: one JSONL file in the corpus's order, and a manifest of how it was made.
+
+Memory holds one pair at a time, and of the others where they stand and a hash a turn.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_longpo.data.pair import parse_pair
+from megatron_longpo.errors import UserError
+from megatron_longpo.files import atomic_file
+from megatron_longpo.generate.journal import Position, Shard, check_header, journal_lines
+from megatron_longpo.generate.prompts import normalised
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the shards say of themselves, added up."""
+
+    sources: Counter[str] = field(default_factory=Counter)
+    """Of documents and characters (units.py names them)."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Filter -> turns."""
+    contexts: int = 0
+    asked: int = 0
+    """Chunks asked about."""
+    usable_turns: int = 0
+    pairs: int = 0
+    turns: int = 0
+    """In the pairs written."""
+    requests: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    seconds: float = 0.0
+    """That the shards worked, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    journal: Path
+    start: int
+    """Byte at which the line begins."""
+
+
+def manifest_path(output: Path) -> Path:
+    """Beside the output: how it was made."""
+    return output.with_name(f"{output.name}.manifest.json")
+
+
+def merge(folder: Path, num_shards: int, header: Mapping[str, Any], output: Path, *, min_turns: int) -> dict[str, Any]:
+    """Write ``output`` and its manifest from the journals of all shards; returns the manifest.
+
+    A turn whose question and chosen answer stand in an earlier pair already is left out (documents that repeat each
+    other), and a pair that keeps fewer than ``min_turns`` with it.
+
+    Raises:
+        UserError: a shard is missing, is not done, or was made with other settings; or not one pair is left.
+    """
+    tally = Tally()
+    places: dict[Position, _Place] = {}
+    for number in range(1, num_shards + 1):
+        shard = Shard(number, num_shards)
+        _take_journal(folder / shard.file_name, shard, header, tally, places)
+    with atomic_file(output) as partial:
+        with partial.open("wb") as file:
+            for line in _pairs(places, tally, min_turns):
+                file.write(line)
+        if not tally.pairs:
+            raise UserError(_no_pair(tally))
+        manifest = _manifest(header, num_shards, tally, partial)
+        with atomic_file(manifest_path(output)) as beside:
+            beside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _take_journal(
+    path: Path, shard: Shard, header: Mapping[str, Any], tally: Tally, places: dict[Position, _Place]
+) -> None:
+    is_ended, after = False, 0.0
+    for start, _, line in journal_lines(path):
+        match line["kind"]:
+            case "header":
+                check_header(path, line, {**header, "shard": asdict(shard)})
+            case "session":
+                tally.seconds += after
+            case "answer":
+                tally.requests += 1
+                tally.prompt_tokens += line["num_prompt_tokens"]
+                tally.new_tokens += line["num_new_tokens"]
+            case "document":
+                tally.contexts += 1
+                tally.asked += line["asked"]
+                tally.usable_turns += line["turns"]
+                tally.dropped.update(line["dropped"])
+                if line["pair"] is not None:
+                    places[Position(line["unit"], line["part"])] = _Place(path, start)
+            case "end":
+                is_ended = True
+                tally.sources.update(line["counts"])
+            case kind:
+                raise UserError(f"{path}: holds a line of the unknown kind {kind!r}; it is of another version")
+        after = line.get("after", 0.0)
+    tally.seconds += after
+    if not is_ended:
+        raise UserError(f"{path}: this shard is not done; run generate --shard {shard.number}/{shard.of} again")
+
+
+def _pairs(places: Mapping[Position, _Place], tally: Tally, min_turns: int) -> Iterator[bytes]:
+    """The lines of the output, in the corpus's order."""
+    met = set[bytes]()
+    with ExitStack() as stack:
+        files: dict[Path, BinaryIO] = {}
+        for position in sorted(places):
+            place = places[position]
+            if place.journal not in files:
+                files[place.journal] = stack.enter_context(place.journal.open("rb"))
+            files[place.journal].seek(place.start)
+            pair = json.loads(files[place.journal].readline()[9:])["pair"]
+            if _keep_new_turns(pair, met, tally) >= min_turns:
+                line = json.dumps(pair, ensure_ascii=False).encode() + b"\n"
+                parse_pair(line, f"{place.journal}: pair {pair['id']}")
+                tally.pairs += 1
+                tally.turns += len(pair["turns"])
+                yield line
+
+
+def _keep_new_turns(pair: dict[str, Any], met: set[bytes], tally: Tally) -> int:
+    kept: list[int] = []
+    for index, turn in enumerate(pair["turns"]):
+        text = f"{normalised(turn['instruction'])}\n{normalised(turn['chosen'])}"
+        digest = hashlib.sha256(text.encode()).digest()[:16]
+        if digest not in met:
+            kept.append(index)
+            met.add(digest)
+    tally.dropped["duplicate"] += len(pair["turns"]) - len(kept)
+    pair["turns"] = [pair["turns"][index] for index in kept]
+    pair["meta"]["evidence_chunks"] = [pair["meta"]["evidence_chunks"][index] for index in kept]
+    return len(kept)
+
+
+def _manifest(header: Mapping[str, Any], num_shards: int, tally: Tally, output: Path) -> dict[str, Any]:
+    with output.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        **header,
+        "num_shards": num_shards,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sha256": digest,
+        "counts": {**asdict(tally), "sources": dict(tally.sources), "dropped": dict(+tally.dropped)},
+    }
+
+
+def _no_pair(tally: Tally) -> str:
+    if not tally.contexts:
+        found = ", ".join(f"{name} {count:,}" for name, count in tally.sources.items()) or "no document at all"
+        return f"no document was long enough ({found}); lower --min-length and the chunks, or give longer documents"
+    most = ", ".join(f"{name}: {count}" for name, count in tally.dropped.most_common(3)) or "none"
+    return (
+        f"{tally.contexts} long contexts gave {tally.usable_turns} usable turns of {tally.asked} and no pair with "
+        f"enough turns (dropped most: {most}); lower --min-turns, raise --question-attempts, or see --keep"
+    )

@@ -1,0 +1,113 @@
+"""All documents of a shard through the procedure, several at a time, every answer remembered before it is used."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_longpo.generate.engine import Completion, Engine, Request
+from megatron_longpo.generate.journal import Journal, Position
+from megatron_longpo.generate.procedure import Outcome, make_pair, request_key
+from megatron_longpo.generate.settings import Settings
+from megatron_longpo.generate.units import LongContext
+
+Contexts = Iterator[tuple[Position, LongContext]]
+
+
+class Observer(Protocol):
+    """Is told how the work goes on: the live display, or a counter of a test."""
+
+    def answered(self, completion: Completion) -> None:
+        """A request was answered by the engine, now."""
+        ...
+
+    def finished(self, outcome: Outcome) -> None:
+        """A long context is done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What every document of a run is done with."""
+
+    settings: Settings
+    control_token: re.Pattern[str] | None
+    """Matches the tokenizer's control tokens."""
+    observer: Observer
+
+
+async def run_shard(contexts: Contexts, engine: Engine, journal: Journal, work: Work) -> None:
+    """Carry out the procedure for all ``contexts`` that the journal does not hold yet.
+
+    Documents are begun in order, and so many at a time that the engine always has requests waiting; all requests about
+    one document come together, which is what an engine with a prefix cache wants.
+
+    Raises:
+        UserError: the engine cannot answer. What was answered until then is in the journal.
+    """
+    ask = remembered(engine.complete, journal, work.observer)
+
+    async def one(position: Position, context: LongContext) -> None:
+        outcome = await make_pair(context, work.settings, ask, work.control_token)
+        record(journal, position, outcome)
+        work.observer.finished(outcome)
+
+    at_a_time = num_documents(engine.num_concurrent, work.settings)
+    running: set[asyncio.Task[None]] = set()
+    try:
+        async for position, context in _without_blocking(contexts):
+            if position in journal.done:
+                continue
+            running.add(asyncio.create_task(one(position, context)))
+            if len(running) >= at_a_time:
+                running = await _some_done(running)
+        while running:
+            running = await _some_done(running)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def num_documents(num_concurrent: int, settings: Settings) -> int:
+    """Documents at a time that keep ``num_concurrent`` requests in flight: a document has one a turn, or two."""
+    return -(-num_concurrent // settings.num_turns) + 1
+
+
+def remembered(
+    complete: Callable[[Request], Awaitable[Completion]], journal: Journal, observer: Observer
+) -> Callable[[Request], Awaitable[Completion]]:
+    """``complete`` with the journal before it: what was answered once is not asked again."""
+
+    async def ask(request: Request) -> Completion:
+        key = request_key(request)
+        if key not in journal.answers:
+            completion = await complete(request)
+            journal.add_answer(key, completion)
+            observer.answered(completion)
+        return journal.answers[key]
+
+    return ask
+
+
+def record(journal: Journal, position: Position, outcome: Outcome) -> None:
+    """Remember that a document is done."""
+    journal.add_document(
+        position,
+        {"pair": outcome.pair, "asked": outcome.asked, "dropped": dict(outcome.dropped), "turns": outcome.turns},
+    )
+
+
+async def _some_done(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    done, running_on = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    running.difference_update(done)
+    for task in done:
+        task.result()  # raises what the document raised
+    return running_on
+
+
+async def _without_blocking(contexts: Contexts) -> AsyncIterator[tuple[Position, LongContext]]:
+    """Reading and chunking tokenise whole books: in a thread, so that answers are handled meanwhile."""
+    while (found := await asyncio.to_thread(next, contexts, None)) is not None:
+        yield found
