@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from megatron_longpo.generate.ray_actor import EngineActor, Opened, OpenEngine
 
 MAX_DEATHS = 5
 """Of actors, under one document or one opening: so many are not bad luck."""
+CONNECT_S = 20
+"""For the head of a cluster to take a connection."""
 POLL_S = 0.5
 """Between two looks at an actor that is not there yet."""
 CLOSING_S = 30
@@ -153,8 +156,8 @@ class RayEngines:
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name):
                 raise UserError(
-                    f"the engines on the Ray cluster differ ({name}: {first.get(name)!r} and {other.get(name)!r}); have "
-                    "the same model and packages on all its machines, and machines of one kind"
+                    f"the engines on the Ray cluster differ ({name}: {first.get(name)!r} and {other.get(name)!r}); "
+                    "have the same model and packages on all its machines, and machines of one kind"
                 )
         return opened
 
@@ -173,12 +176,20 @@ def _connect(ray: Any, address: str | None) -> None:
             "machine of the cluster, with the head's host:port or with auto"
         )
     try:
+        if address not in ("local", "auto"):
+            _require_listener(address)
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--ray-address {address}: cannot be connected to ({one_line(error)}); start the cluster with 'ray start "
-            "--head', and generate on one of its machines"
+            "--head', and generate on one of its machines with the head's host:port or with auto"
         ) from error
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError or ValueError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 def _require_gpus(ray: Any, num_engines: int, num_gpus_per_engine: float) -> None:

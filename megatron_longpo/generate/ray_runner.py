@@ -11,6 +11,7 @@ task that yields to yield the same again and skips as many items as it had, but 
 """
 
 import asyncio
+from collections import Counter
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion
@@ -48,6 +49,8 @@ class _Run:
         self._places = _Places()
         self._openings: list[asyncio.Task[None]] = []
         self._documents: set[asyncio.Task[None]] = set()
+        self._deaths = Counter[str]()
+        """Id of a long context -> engines that died under it."""
 
     async def all(self, contexts: Contexts) -> None:
         for engine in range(len(self._engines.actors)):
@@ -74,15 +77,11 @@ class _Run:
     async def _document(self, engine: int, position: Position, context: LongContext) -> None:
         """One long context to its outcome in the journal, on one engine after the other if they die under it."""
         begun = self._goes_on
-        for deaths in range(1, MAX_DEATHS + 1):
+        while True:
             try:
                 outcome = await self._outcome(engine, context, begun=begun)
             except self._engines.losses as loss:
-                if deaths == MAX_DEATHS:
-                    raise UserError(
-                        f"{context.id}: {deaths} engines ended one after the other while they worked on it "
-                        f"({one_line(loss)}); the reason stands in the workers' logs in Ray's session folder"
-                    ) from loss
+                self._count_death(context, loss)
                 if self._places.close(engine):
                     self._openings.append(self._group.create_task(self._rejoin(engine)))
             else:
@@ -92,6 +91,16 @@ class _Run:
                 return
             self._places.give_back(engine)
             engine, begun = await self._places.take(), True
+
+    def _count_death(self, context: LongContext, loss: Exception) -> None:
+        self._deaths[context.id] += 1
+        if self._deaths[context.id] == MAX_DEATHS:
+            # Others may have been there each time; the last death has perhaps not been heard of by all of them.
+            suspects = sorted(name for name, deaths in self._deaths.items() if deaths >= MAX_DEATHS - 1)
+            raise UserError(
+                f"{MAX_DEATHS} engines ended one after the other while they worked on {' and '.join(suspects)} "
+                f"({one_line(loss)}); the reason stands in the workers' logs in Ray's session folder"
+            ) from loss
 
     async def _outcome(self, engine: int, context: LongContext, *, begun: bool) -> Outcome:
         """What the document's task sends at last; its answers go into the journal."""
