@@ -56,7 +56,7 @@ async def run_shard(contexts: Contexts, engine: Engine, journal: Journal, work: 
     at_a_time = num_documents(engine.num_concurrent, work.settings)
     running: set[asyncio.Task[None]] = set()
     try:
-        async for position, context in _without_blocking(contexts):
+        async for position, context in without_blocking(contexts):
             if position in journal.done:
                 continue
             running.add(asyncio.create_task(one(position, context)))
@@ -107,7 +107,7 @@ async def _some_done(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]
     return running_on
 
 
-async def _without_blocking(contexts: Contexts) -> AsyncIterator[tuple[Position, LongContext]]:
+async def without_blocking(contexts: Contexts) -> AsyncIterator[tuple[Position, LongContext]]:
     """Reading and chunking tokenise whole books: in a thread, so that answers are handled meanwhile."""
     while (found := await asyncio.to_thread(next, contexts, None)) is not None:
         yield found
