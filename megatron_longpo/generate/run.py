@@ -101,7 +101,6 @@ def record(journal: Journal, position: Position, outcome: Outcome) -> None:
 
 async def _some_done(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
     done, running_on = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    running.difference_update(done)
     for task in done:
         task.result()  # raises what the document raised
     return running_on
