@@ -3,8 +3,8 @@
 Usage: python -m examples.quickstart.articles --output articles.jsonl
 
 The Factbook is a work of the United States government and in the public domain; the package (MIT) ships it as one
-JSON file per country, of which ``Introduction / Background`` is prose (about 460 KB over all countries). Here an article
-is a short document of its own; `megatron-longpo generate` joins them to long ones.
+JSON file per country, of which ``Introduction / Background`` is prose (about 460 KB over all countries). Here an
+article is a short document of its own; `megatron-longpo generate` joins them to long ones.
 """
 
 import argparse

@@ -18,8 +18,8 @@ from megatron_longpo.commands.generate_engines import EngineOptions, check_limit
 from megatron_longpo.commands.generate_options import add_arguments, settings_of, shard_of
 from megatron_longpo.commands.generate_plan import print_counts, print_speed
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate.corpus import Corpus, CorpusOptions
-from megatron_longpo.generate.documents import Counts
+from megatron_longpo.generate.corpus.corpus import Corpus, CorpusOptions
+from megatron_longpo.generate.corpus.documents import Counts
 from megatron_longpo.generate.estimate import estimate, measure, sample_size
 from megatron_longpo.generate.journal import Journal, Shard
 from megatron_longpo.generate.merge import engine_of, merge, no_context
@@ -85,8 +85,8 @@ def _runner(args: argparse.Namespace, options: EngineOptions) -> tuple[Any, Awai
     """What runs a shard, and the engine or engines that it takes, to be opened."""
     if args.runner == "local":
         return run_shard, open_engine(options)
-    from megatron_longpo.generate.ray_engines import open_ray_engines
-    from megatron_longpo.generate.ray_runner import run_shard_on_ray
+    from megatron_longpo.generate.on_ray.ray_engines import open_ray_engines
+    from megatron_longpo.generate.on_ray.ray_runner import run_shard_on_ray
 
     return run_shard_on_ray, open_ray_engines(
         partial(open_engine, options),
@@ -122,7 +122,7 @@ def _merge(args: argparse.Namespace, corpus: Corpus, num_shards: int) -> int:
     from rich.console import Console
 
     from megatron_longpo.commands.generate_display import print_summary
-    from megatron_longpo.generate.report import write_report
+    from megatron_longpo.generate.report.report import write_report
 
     folder = journal_folder(args.output)
     header = {**_header(corpus), "engine": engine_of(folder / Shard(1, num_shards).file_name)}

@@ -1,12 +1,14 @@
 """The engine that the options of ``generate`` name, opened and held against the lengths it must answer."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_longpo.commands.dataset_output import given_template
 from megatron_longpo.commands.generate_options import long_rope_of
+from megatron_longpo.data.render import Context
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Engine
 from megatron_longpo.generate.settings import QUESTION_ROOM, Settings
@@ -69,7 +71,7 @@ async def open_engine(options: EngineOptions) -> Engine:
     """
     if options.engine == "openai":
         from megatron_longpo.data.render import load_tokenizer
-        from megatron_longpo.generate.openai_engine import open_openai_engine
+        from megatron_longpo.generate.engines.openai_engine import open_openai_engine
 
         assert options.endpoint is not None  # _check
         return await open_openai_engine(
@@ -84,14 +86,24 @@ async def open_engine(options: EngineOptions) -> Engine:
             request_timeout_s=options.request_timeout_s,
             retry_for_s=options.retry_for_s,
         )
-    from megatron_longpo.generate.local_load import LongRope
+    from megatron_longpo.generate.engines.local_load import LongRope
 
-    rope = LongRope(options.long_rope, options.length) if options.long_rope else None
+    rope = None
+    if options.long_rope:
+        rope = LongRope(rope_parameters=options.long_rope, max_position_embeddings=options.length)
     if options.engine == "vllm":
-        from megatron_longpo.generate.vllm_engine import open_vllm_engine
+        from megatron_longpo.generate.engines.vllm_engine import open_vllm_engine
 
-        return await open_vllm_engine(options.model, long_rope=rope)
-    from megatron_longpo.generate.local_engine import open_local_engine
+        return open_vllm_engine(
+            options.model,
+            chat_template=options.chat_template,
+            dtype=options.dtype or "auto",
+            tensor_parallel_size=options.tensor_parallel_size,
+            context_limit=options.context_limit,
+            num_concurrent=options.max_concurrent,
+            long_rope=rope,
+        )
+    from megatron_longpo.generate.engines.local_engine import open_local_engine
 
     return open_local_engine(
         options.model,
@@ -103,7 +115,7 @@ async def open_engine(options: EngineOptions) -> Engine:
     )
 
 
-def check_limits(limits: "dict[str, int]", settings: Settings) -> None:
+def check_limits(limits: Mapping[Context, int], settings: Settings) -> None:
     """Refuse an engine whose context is too small for what it will be asked.
 
     Raises:
@@ -113,13 +125,14 @@ def check_limits(limits: "dict[str, int]", settings: Settings) -> None:
     short = settings.max_chunk_tokens + QUESTION_ROOM + answer
     if short > limits["short"]:
         raise UserError(
-            f"--max-chunk-tokens {settings.max_chunk_tokens} with an instruction and an answer needs a context of {short} "
-            f"tokens, and the model has {limits['short']}; lower --max-chunk-tokens"
+            f"--max-chunk-tokens {settings.max_chunk_tokens} with an instruction and an answer needs a context of "
+            f"{short} tokens, and the model has {limits['short']}; lower --max-chunk-tokens"
         )
     if settings.length > limits["long"]:
         raise UserError(
             f"--length {settings.length} is more than the {limits['long']} tokens of the model's context; lower it, or "
-            "give the policy's RoPE with --long-rope (transformers) or the server that has it with --long-endpoint (openai)"
+            "give the policy's RoPE with --long-rope (--engine transformers) or the server that has it with "
+            "--long-endpoint (--engine openai)"
         )
 
 
@@ -127,10 +140,19 @@ def _check(args: argparse.Namespace) -> None:
     if args.engine == "openai" and args.endpoint is None:
         raise UserError("--engine openai needs --endpoint URL, like http://localhost:8000/v1")
     if args.engine != "openai":
-        for name in ("endpoint", "long_endpoint", "served_model", "long_served_model", "context_limit"):
+        for name in ("endpoint", "long_endpoint", "served_model", "long_served_model"):
             if vars(args)[name] is not None:
                 raise UserError(f"--{name.replace('_', '-')} is for --engine openai, not for --engine {args.engine}")
     elif args.long_rope is not None:
         raise UserError(
-            "--long-rope cannot change a server's model; serve one with the policy's RoPE and give it as --long-endpoint"
+            "--long-rope cannot change a server's model; serve one with the policy's RoPE and give it as "
+            "--long-endpoint"
         )
+    if args.engine == "transformers" and args.context_limit is not None:
+        raise UserError("--context-limit is for --engine openai and vllm; here the model's config says it")
+    for name in ("batch_size", "max_concurrent", "num_engines", "tensor_parallel_size"):
+        if vars(args)[name] < 1:
+            raise UserError(f"--{name.replace('_', '-')} {vars(args)[name]}: needs at least 1")
+    for name in ("request_timeout", "retry_for"):
+        if vars(args)[name] <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {vars(args)[name]}: needs more than 0 seconds")

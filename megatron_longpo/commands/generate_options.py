@@ -105,7 +105,9 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         "--long-endpoint", metavar="URL", help="for the answers from the long context (default: --endpoint)"
     )
     group.add_argument("--served-model", metavar="NAME", help="the server's name of the model (default: its only one)")
-    group.add_argument("--long-served-model", metavar="NAME", help="of that at --long-endpoint (default: --served-model)")
+    group.add_argument(
+        "--long-served-model", metavar="NAME", help="of that at --long-endpoint (default: --served-model)"
+    )
     group.add_argument("--max-concurrent", type=int, default=64, metavar="N", help="requests to a server (default: 64)")
     group.add_argument(
         "--request-timeout", type=float, default=600, metavar="S", help="seconds for one attempt (default: 600)"
@@ -140,7 +142,9 @@ def _add_scale(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--runner", choices=("local", "ray"), default="local", help="where engines run: here, or on a Ray cluster"
     )
-    group.add_argument("--num-engines", type=int, default=1, metavar="N", help="engines on the Ray cluster (default: 1)")
+    group.add_argument(
+        "--num-engines", type=int, default=1, metavar="N", help="engines on the Ray cluster (default: 1)"
+    )
     group.add_argument(
         "--gpus-per-engine", type=float, default=1, metavar="X", help="that Ray keeps for each engine (default: 1)"
     )

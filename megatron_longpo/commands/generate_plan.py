@@ -5,9 +5,9 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from megatron_longpo.generate.documents import Counts
+from megatron_longpo.generate.corpus.documents import Counts
 from megatron_longpo.generate.estimate import Estimate, Speed
-from megatron_longpo.generate.summary import duration
+from megatron_longpo.generate.report.summary import duration
 
 
 def print_counts(counts: Counts, whole: Estimate) -> None:

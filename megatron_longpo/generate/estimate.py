@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Engine, Request
 from megatron_longpo.generate.procedure import make_pair
 from megatron_longpo.generate.run import num_documents
 from megatron_longpo.generate.settings import Settings
-from megatron_longpo.generate.units import LongContext
 
 QUESTION_TOKENS = 40
 """An instruction's, about; beside a chunk of thousands its true length does not matter."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from megatron_longpo.data.pair import parse_pair
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
-from megatron_longpo.generate.documents import OF_A_SHARD
+from megatron_longpo.generate.corpus.documents import OF_A_SHARD
 from megatron_longpo.generate.journal import Position, Shard, check_header, journal_lines
 from megatron_longpo.generate.prompts import normalised
 

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Engine, Request
 from megatron_longpo.generate.journal import Journal, Position
 from megatron_longpo.generate.procedure import Outcome, make_pair, request_key
 from megatron_longpo.generate.settings import Settings
-from megatron_longpo.generate.units import LongContext
 
 Contexts = Iterator[tuple[Position, LongContext]]
 

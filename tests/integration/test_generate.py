@@ -70,7 +70,9 @@ def whole(folder: Path, endpoint: str) -> Path:
     return output
 
 
-def test_documents_become_pairs_that_build_accepts(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_documents_become_pairs_that_build_accepts(
+    folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pairs = [pair for _, pair in read_pairs([whole])]
     assert len(pairs) >= NUM_DOCUMENTS - 2
     for pair in pairs:
@@ -187,7 +189,9 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(
 ) -> None:
     assert main(argv(folder, tmp_path / "pairs.jsonl", endpoint, "--dry-run", "--max-concurrent", "2")) == 0
     printed = capsys.readouterr().out
-    assert f"contexts  {NUM_DOCUMENTS}" in " ".join(printed.split("\n")).replace("\u2502", " ").replace("  ", " ") or True
+    assert (
+        f"contexts  {NUM_DOCUMENTS}" in " ".join(printed.split("\n")).replace("\u2502", " ").replace("  ", " ") or True
+    )
     assert "requests" in printed and "new tokens/s" in printed and "take about" in printed
     assert list(tmp_path.iterdir()) == []
 
@@ -209,7 +213,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "merge": (["--merge", "2"], "shard-1-of-2.journal: no such journal; run generate with that --shard first"),
     "template": (["--chat-template", "nowhere.jinja"], "nowhere.jinja"),
     "served": (["--served-model", "other"], "other"),
-    "limit": (["--context-limit", "700"], "--max-chunk-tokens 400 with an instruction and an answer needs a context of"),
+    "limit": (
+        ["--context-limit", "700"],
+        "--max-chunk-tokens 400 with an instruction and an answer needs a context of",
+    ),
     "limit-long": (["--context-limit", "2000"], "--length 2600 is more than the 2000 tokens of the model's context"),
     "local": (["--engine", "transformers"], "--endpoint is for --engine openai, not for --engine transformers"),
     "model": (["--model", "nowhere"], "nowhere"),
@@ -248,7 +255,9 @@ def test_another_tokenizer_than_the_servers(
     check_bad(argv(folder, tmp_path / "pairs.jsonl", endpoint, "--model", tmp_path / "other"), "token", capsys)
 
 
-def test_a_journal_of_other_settings(folder: Path, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_journal_of_other_settings(
+    folder: Path, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "pairs.jsonl"
     assert main(argv(folder, output, endpoint, "--shard", "1/6")) == 0
     words = argv(folder, output, endpoint, "--shard", "1/6", "--seed", "7")

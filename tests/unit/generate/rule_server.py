@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.generate.engine import Request, Sampling
-from megatron_longpo.generate.prompt_length import prompt_tokens
+from megatron_longpo.generate.engines.prompt_length import prompt_tokens
 from tests.unit.generate.model_by_rule import ModelByRule
 
 CONTEXT = 4096

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_longpo.generate.batching import Prompt, choose_batch, num_common, padded_tokens
+from megatron_longpo.generate.engines.batching import Prompt, choose_batch, num_common, padded_tokens
 from tests.unit.generate.chat_models import ask
 
 

@@ -11,8 +11,8 @@ import torch
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion, Request
-from megatron_longpo.generate.local_engine import LocalEngine, open_local_engine
-from megatron_longpo.generate.local_load import LongRope
+from megatron_longpo.generate.engines.local_engine import LocalEngine, open_local_engine
+from megatron_longpo.generate.engines.local_load import LongRope
 from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
 
 REQUESTS = [ask(f"Question {number} about " + "it " * number, number, max_new_tokens=6) for number in range(11)]

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_longpo.data.tokenizer import load_tokenizer
-from megatron_longpo.generate.batching import Prompt
 from megatron_longpo.generate.engine import Request
-from megatron_longpo.generate.local_load import LongRope, load_local_model
-from megatron_longpo.generate.local_model import LocalModel, Unwanted
-from megatron_longpo.generate.prompt_length import prompt_ids
+from megatron_longpo.generate.engines.batching import Prompt
+from megatron_longpo.generate.engines.local_load import LongRope, load_local_model
+from megatron_longpo.generate.engines.local_model import LocalModel, Unwanted
+from megatron_longpo.generate.engines.prompt_length import prompt_ids
 from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
 
 YARN = {

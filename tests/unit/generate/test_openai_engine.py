@@ -13,9 +13,9 @@ import pytest
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion
-from megatron_longpo.generate.openai_engine import OpenAIEngine, open_openai_engine
-from megatron_longpo.generate.prompt_length import prompt_tokens
-from megatron_longpo.generate.server_check import PROBE, TOLERANCE
+from megatron_longpo.generate.engines.openai_engine import OpenAIEngine, open_openai_engine
+from megatron_longpo.generate.engines.prompt_length import prompt_tokens
+from megatron_longpo.generate.engines.server_check import PROBE, TOLERANCE
 from tests.unit.generate.bad_server import BadServer, Behaviour, chat_answer, response, serving
 from tests.unit.generate.chat_models import ask
 

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate.prompt_length import prompt_ids, prompt_tokens, require_room
+from megatron_longpo.generate.engines.prompt_length import prompt_ids, prompt_tokens, require_room
 from tests.unit.generate.chat_models import ask
 
 MESSAGES = [

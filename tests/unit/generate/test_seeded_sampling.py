@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_longpo.generate.seeded_sampling import SeededSampling
+from megatron_longpo.generate.engines.seeded_sampling import SeededSampling
 from tests.unit.generate.chat_models import ask
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate.weights import PIECE_BYTES, weights_sample
+from megatron_longpo.generate.engines.weights import PIECE_BYTES, weights_sample
 
 HEADER = (2).to_bytes(8, "little") + b"{}"
 

@@ -15,16 +15,16 @@ from megatron_longpo.data.chat import check_chat_template
 from megatron_longpo.data.render import Context
 from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate.batching import Prompt, choose_batch, padded_tokens
 from megatron_longpo.generate.engine import Completion, Request
-from megatron_longpo.generate.local_load import LongRope, load_local_model
-from megatron_longpo.generate.prompt_length import prompt_ids, require_room
-from megatron_longpo.generate.weights import weights_sample
+from megatron_longpo.generate.engines.batching import Prompt, choose_batch, padded_tokens
+from megatron_longpo.generate.engines.local_load import LongRope, load_local_model
+from megatron_longpo.generate.engines.prompt_length import prompt_ids, require_room
+from megatron_longpo.generate.engines.weights import weights_sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from megatron_longpo.generate.local_model import LocalModel
+    from megatron_longpo.generate.engines.local_model import LocalModel
 
 COLLECT_S = 0.02
 """How long an idle engine waits for more requests before it starts on the first."""
@@ -140,7 +140,7 @@ class LocalEngine:
             await self._answer(batch)
 
     async def _answer(self, batch: list[_Job]) -> None:
-        from megatron_longpo.generate.local_model import BatchTooLarge, Unwanted
+        from megatron_longpo.generate.engines.local_model import BatchTooLarge, Unwanted
 
         prompts = [job.prompt for job in batch]
         loop = asyncio.get_running_loop()

@@ -20,9 +20,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from megatron_longpo.data.render import Context
 from megatron_longpo.data.tokenise import end_of_turn_id
-from megatron_longpo.generate.batching import Prompt, num_common
 from megatron_longpo.generate.engine import Completion
-from megatron_longpo.generate.seeded_sampling import SeededSampling
+from megatron_longpo.generate.engines.batching import Prompt, num_common
+from megatron_longpo.generate.engines.seeded_sampling import SeededSampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

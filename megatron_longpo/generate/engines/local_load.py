@@ -11,7 +11,7 @@ from megatron_longpo.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from megatron_longpo.generate.local_model import LocalModel
+    from megatron_longpo.generate.engines.local_model import LocalModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ def load_local_model(
     """
     from transformers import AutoConfig
 
-    from megatron_longpo.generate.local_model import LocalModel
+    from megatron_longpo.generate.engines.local_model import LocalModel
 
     place = _find_device(device)
     with_dtype = dtype or ("float32" if place == "cpu" else "auto")

@@ -17,9 +17,9 @@ from megatron_longpo.data.render import Context
 from megatron_longpo.data.tokenizer import tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
-from megatron_longpo.generate.prompt_length import prompt_tokens, require_room
-from megatron_longpo.generate.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
-from megatron_longpo.generate.server_check import check_tokens, choose_model
+from megatron_longpo.generate.engines.prompt_length import prompt_tokens, require_room
+from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
+from megatron_longpo.generate.engines.server_check import check_tokens, choose_model
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.data.tokenise import codec_of
 from megatron_longpo.data.tokenizer import chat_template_of
-from megatron_longpo.generate.contexts import ContextShape, LongContext, long_contexts
-from megatron_longpo.generate.documents import Counts, Document, find_sources, read_documents
-from megatron_longpo.generate.domains import Domain
+from megatron_longpo.errors import UserError
+from megatron_longpo.generate.corpus.contexts import ContextShape, LongContext, long_contexts
+from megatron_longpo.generate.corpus.documents import Counts, Document, find_sources, read_documents
+from megatron_longpo.generate.corpus.domains import Domain
+from megatron_longpo.generate.corpus.sentences import Sentences, corpus_sample
+from megatron_longpo.generate.corpus.token_count import TokenCounter
+from megatron_longpo.generate.corpus.units import SAMPLE_CHARACTERS, Short, Unit, units
 from megatron_longpo.generate.journal import Position, Shard
-from megatron_longpo.generate.sentences import Sentences, corpus_sample
 from megatron_longpo.generate.settings import Settings
-from megatron_longpo.generate.token_count import TokenCounter
-from megatron_longpo.generate.units import SAMPLE_CHARACTERS, Short, Unit, units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,6 +45,10 @@ class Corpus:
         Raises:
             UserError: see `documents.find_sources` and `contexts.ContextShape.check`.
         """
+        if not 0 <= options.max_duplicate <= 1:
+            raise UserError(f"--max-duplicate {options.max_duplicate}: needs 0 to 1")
+        if options.max_contexts is not None and options.max_contexts < 1:
+            raise UserError(f"--max-contexts {options.max_contexts}: needs at least 1")
         self._options, self.settings = options, settings
         self._found = Counts()
         self._sources = find_sources(options.paths, self._found)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate.prompt_length import prompt_tokens
-from megatron_longpo.generate.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
+from megatron_longpo.generate.engines.prompt_length import prompt_tokens
+from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

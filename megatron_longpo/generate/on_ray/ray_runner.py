@@ -14,13 +14,13 @@ import asyncio
 from collections import Counter
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.journal import Journal, Position
+from megatron_longpo.generate.on_ray.ray_actor import answers_of
+from megatron_longpo.generate.on_ray.ray_engines import MAX_DEATHS, RayEngines, one_line
 from megatron_longpo.generate.procedure import Outcome
-from megatron_longpo.generate.ray_actor import answers_of
-from megatron_longpo.generate.ray_engines import MAX_DEATHS, RayEngines, one_line
 from megatron_longpo.generate.run import Contexts, Work, num_documents, record, without_blocking
-from megatron_longpo.generate.units import LongContext
 
 
 async def run_shard_on_ray(contexts: Contexts, engines: RayEngines, journal: Journal, work: Work) -> None:

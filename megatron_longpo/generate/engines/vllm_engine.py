@@ -17,9 +17,9 @@ from megatron_longpo.data.tokenise import end_of_turn_id
 from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
-from megatron_longpo.generate.local_load import LongRope
-from megatron_longpo.generate.prompt_length import prompt_ids, require_room
-from megatron_longpo.generate.weights import weights_sample
+from megatron_longpo.generate.engines.local_load import LongRope
+from megatron_longpo.generate.engines.prompt_length import prompt_ids, require_room
+from megatron_longpo.generate.engines.weights import weights_sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

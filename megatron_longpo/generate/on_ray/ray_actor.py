@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from megatron_longpo.data.render import Context
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Engine, Request
 from megatron_longpo.generate.procedure import Outcome, make_pair, request_key
 from megatron_longpo.generate.settings import Settings
-from megatron_longpo.generate.units import LongContext
 
 OpenEngine = Callable[[], Engine | Awaitable[Engine]]
 """Makes an engine, in the process that is to hold it: for Ray it must be picklable, like a functools.partial of a

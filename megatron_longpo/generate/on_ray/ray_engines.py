@@ -10,8 +10,8 @@ from typing import Any
 from megatron_longpo.data.render import Context
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion
+from megatron_longpo.generate.on_ray.ray_actor import EngineActor, Opened, OpenEngine
 from megatron_longpo.generate.procedure import Outcome
-from megatron_longpo.generate.ray_actor import EngineActor, Opened, OpenEngine
 
 MAX_DEATHS = 5
 """Of actors, under one document or one opening: so many are not bad luck."""
