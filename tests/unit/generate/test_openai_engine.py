@@ -141,6 +141,7 @@ def test_what_does_not_pass_is_one_line_in_the_end(
             response({"error": {"message": "maximum context length is 512"}}, 400),
             "refuses the request .*--context-limit",
         ),
+        (response({"detail": "Server is pinned"}, 400), "refuses the request .*Server is pinned.*--model-name"),
         (response({"error": {"message": "no such field"}}, 422), "refuses the request .*no such field"),
         (response({"error": {"message": "no key"}}, 401), "does not let us in .*OPENAI_API_KEY"),
         (response({"error": {"message": "who?"}}, 404), "no such model or path .*/v1"),
