@@ -120,7 +120,7 @@ def _refusal(endpoint: str, error: "openai.APIStatusError") -> str:
             f"{endpoint}: no such model or path ({said}); the endpoint usually ends in /v1, and --model-name has to be"
             " one of the names the server lists"
         )
-    if error.status_code in (400, 413, 422) and any(word in str(error).lower() for word in CONTEXT_WORDS):
+    if error.status_code in (400, 413, 422) and any(word in said.lower() for word in CONTEXT_WORDS):
         return (
             f"{endpoint}: the server refuses the request ({said}); if its context is smaller than the model's, say so"
             " with --context-limit"
@@ -146,4 +146,8 @@ def _retry_after_s(error: Exception) -> float | None:
 
 
 def _words(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]
+    """A server's own words, whatever their form, or what the exception says; on one line."""
+    import openai
+
+    said = error.response.text if isinstance(error, openai.APIStatusError) else str(error)
+    return " ".join((said or type(error).__name__).split())[:200]

@@ -45,7 +45,7 @@ async def choose_model(client: "AsyncOpenAI", endpoint: str, name: str | None, p
         UserError: no OpenAI-compatible server there; no name given, and not exactly one model listed.
     """
     try:
-        models = await ask_until_answered(endpoint, patience, lambda: _list_models(client))
+        models = await ask_until_answered(endpoint, patience, lambda: _list_models(client, name is not None))
     except UserError as error:
         raise UserError(f"{error}; an endpoint looks like http://localhost:8000/v1") from error
     if name is None:
@@ -88,8 +88,19 @@ async def check_tokens(
         )
 
 
-async def _list_models(client: "AsyncOpenAI") -> dict[str, dict[str, Any]]:
-    answer = await client.models.with_raw_response.list()
+async def _list_models(client: "AsyncOpenAI", may_be_missing: bool) -> dict[str, dict[str, Any]]:
+    """Name -> what is said of it; nothing from a server that cannot list them, if that will do.
+
+    `transformers serve` answers 500 on a machine without a Hugging Face cache (transformers 5.23).
+    """
+    import openai
+
+    try:
+        answer = await client.models.with_raw_response.list()
+    except openai.APIStatusError:
+        if may_be_missing:
+            return {}
+        raise
     models = read_object(answer.http_response.text, "list of models").get("data")
     if not isinstance(models, list):
         raise BrokenAnswerError("the answer is no list of models")

@@ -1,7 +1,7 @@
 """vLLM in this process: its own batching and prefix cache.
 
 Not yet run: written against vLLM's sources (vllm/v1/engine/async_llm.py: AsyncLLM; vllm/engine/arg_utils.py:
-AsyncEngineArgs; vllm/sampling_params.py: SamplingParams; vllm/outputs.py: RequestOutput), 0.9 to 0.32.
+AsyncEngineArgs; vllm/sampling_params.py: SamplingParams; vllm/outputs.py: RequestOutput).
 """
 
 import importlib

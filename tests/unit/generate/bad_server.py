@@ -75,7 +75,7 @@ class BadServer:
                 await writer.drain()
                 if behaviour.cut:
                     return
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             self.connections.discard(writer)
