@@ -15,7 +15,7 @@ WORK=${WORK:-runs/iterate}
 ROUNDS=${ROUNDS:-131072:10000000 262144:10000000 524288:10000000}
 # The frozen reference: the first model in every round (as in the paper), or "previous" for that of the round before.
 REFERENCE_MODEL=${REFERENCE_MODEL:-first}
-GENERATE=${GENERATE:-} # further options of generate, like: --engine openai --endpoint http://host:8000/v1
+GENERATE=${GENERATE:-} # further options of generate, like: --engine openai --endpoint http://localhost:8000/v1
 
 here=$(dirname "${BASH_SOURCE[0]}")
 reference=

@@ -66,13 +66,14 @@ def tree_in_readme() -> set[str]:
         r"```text\nmegatron_longpo/\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
     assert block, "README.md has no ```text block that starts with megatron_longpo/"
-    found, folder = set[str](), ""
+    found, folders = set[str](), list[str]()
     for line in block[1].splitlines():
         indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
-        if len(indent) == 2:
-            folder = name if name.endswith("/") else ""
-        if not name.endswith("/"):
-            found.add((folder if len(indent) > 2 else "") + name)
+        del folders[len(indent) // 2 - 1 :]  # two blanks a level
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            found.add("".join(folders) + name)
     return found
 
 
