@@ -12,22 +12,25 @@ MODEL=${MODEL:?Hugging Face folder of Mistral-7B-Instruct-v0.2}
 PAIRS=${PAIRS:?JSONL file of preference pairs}
 WORK=${WORK:-runs/mistral-128k} # everything made here
 LENGTH=${LENGTH:-131072}        # released run
+ROPE_BASE=${ROPE_BASE:-10000000} # released run: 1e7, where the model has 1e6
+REFERENCE=${REFERENCE:-$WORK/imported} # an imported checkpoint; examples/iterate.sh keeps the first model in later rounds
 GPUS=${GPUS:-8}
 
 launch=(torchrun --standalone --nproc-per-node "$GPUS")
 
 build=(
     --input "$PAIRS" --tokenizer "$MODEL" --output "$WORK/data/pairs"
-    --max-length "$LENGTH"
+    --max-length "$LENGTH" --overwrite # of what a stopped build left
     --overlong truncate # ours: tokens from the middle of the context
 )
 
 train=(
     --load "$WORK/imported" --save "$WORK/run" --save-interval 100
     --longpo-data "$WORK/data/pairs" --longpo-metrics "$WORK/metrics.jsonl"
+    --longpo-reference-checkpoint "$REFERENCE"
 
     --max-position-embeddings "$LENGTH" # released run
-    --rotary-base 10000000              # released run: 1e7, where the model has 1e6
+    --rotary-base "$ROPE_BASE"
 
     --longpo-objective longpo  # released code: one sigmoid a pair
     --longpo-beta 0.01         # released code
@@ -52,9 +55,16 @@ train=(
     --longpo-recompute keep-attention   # ours: gradient checkpointing that computes attention once
 )
 
-megatron-longpo build "${build[@]}"
-megatron-longpo import-hf --hf "$MODEL" --output "$WORK/imported"
-# With the model's own RoPE.
-"${launch[@]}" -m megatron_longpo.reference.score --data "$WORK/data/pairs" --checkpoint "$WORK/imported"
+# What is there is not made again, so that the script goes on where it was stopped.
+have() { [[ -e $1 ]]; }
+
+have "$WORK/data/pairs.manifest.json" || megatron-longpo build "${build[@]}"
+have "$WORK/imported" || megatron-longpo import-hf --hf "$MODEL" --output "$WORK/imported"
+# With the reference's own RoPE.
+have "$WORK/data/pairs.reference.npz" ||
+    "${launch[@]}" -m megatron_longpo.reference.score --data "$WORK/data/pairs" --checkpoint "$REFERENCE"
+if have "$WORK/run/latest_checkpointed_iteration.txt"; then
+    train+=(--load "$WORK/run") # the last one counts
+fi
 "${launch[@]}" -m megatron_longpo.train "${train[@]}"
 megatron-longpo export-hf --checkpoint "$WORK/run" --output "$WORK/exported"

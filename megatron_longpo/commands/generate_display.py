@@ -20,7 +20,7 @@ from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.journal import Journal
 from megatron_longpo.generate.merge import Tally
 from megatron_longpo.generate.procedure import Outcome
-from megatron_longpo.generate.summary import drops, duration, num_whole_contexts
+from megatron_longpo.generate.report.summary import drops, duration, num_whole_contexts
 
 SECONDS_PER_LINE = 15.0
 """How often a log file hears of the progress."""

@@ -8,6 +8,7 @@ from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
 
 VERBS = {
+    "generate": "long documents -> JSONL preference pairs, by the model itself",
     "build": "JSONL preference pairs -> indexed binary dataset",
     "import-data": "published LongPO pairs (Arrow, parquet) -> indexed binary dataset",
     "inspect": "show a stored pair as text, ids, spans and reference log-probs",

@@ -4,10 +4,10 @@ A line is the CRC-32 of what follows it, a blank, and one JSON object; it is app
 anything is done with what it says. The kinds of lines:
 
     header     what the journal belongs to: settings, engine, sources, shard; a run with another one is refused
-    session    a process began to append
+    session    a process began to append; it has not been through all documents until an end follows
     answer     the completion of one request, under the request's key
     document   the outcome of one long context: its pair, or none, and what was dropped
-    end        all documents of the shard are done; what the sources held
+    end        all documents of the shard are done; counts of what the sources held
 
 A last line that was cut by a kill is removed when the journal is opened; a broken line anywhere else is an error.
 """
@@ -74,7 +74,6 @@ class Journal:
         self.answers: dict[str, Completion] = {}
         self.done: dict[Position, dict[str, Any]] = {}
         """Position -> its line, without the pair."""
-        self.is_ended = False
         self.seconds = 0.0
         """That earlier sessions worked, up to what they wrote last."""
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -105,10 +104,8 @@ class Journal:
         self.done[position] = {**line, "pair": None}
 
     def end(self, counts: Mapping[str, int]) -> None:
-        """Remember that the shard has no further documents."""
-        if not self.is_ended:
-            self._append({"kind": "end", "counts": dict(counts)})
-        self.is_ended = True
+        """Remember that this session went through all documents of the shard."""
+        self._append({"kind": "end", "counts": dict(counts), "after": self._elapsed()})
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._started, 3)
@@ -144,8 +141,6 @@ class Journal:
                 self.answers.setdefault(line["key"], Completion(**{name: line[name] for name in fields}))
             case "document":
                 self.done[Position(line["unit"], line["part"])] = {**line, "pair": None}
-            case "end":
-                self.is_ended = True
             case _:
                 pass
 

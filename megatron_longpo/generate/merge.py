@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from megatron_longpo.data.pair import parse_pair
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
+from megatron_longpo.generate.corpus.documents import OF_A_SHARD
 from megatron_longpo.generate.journal import Position, Shard, check_header, journal_lines
 from megatron_longpo.generate.prompts import normalised
 
@@ -80,16 +81,27 @@ def merge(folder: Path, num_shards: int, header: Mapping[str, Any], output: Path
     return manifest
 
 
+def engine_of(journal: Path) -> dict[str, str]:
+    """The engine that a journal was begun with: merging opens none.
+
+    Raises:
+        UserError: no such journal.
+    """
+    _, _, header = next(journal_lines(journal), (0, 0, {}))
+    return header.get("engine", {})
+
+
 def _take_journal(
     path: Path, shard: Shard, header: Mapping[str, Any], tally: Tally, places: dict[Position, _Place]
 ) -> None:
-    is_ended, after = False, 0.0
+    counts: dict[str, int] | None = None
+    after = 0.0
     for start, _, line in journal_lines(path):
         match line["kind"]:
             case "header":
                 check_header(path, line, {**header, "shard": asdict(shard)})
             case "session":
-                tally.seconds += after
+                counts, tally.seconds = None, tally.seconds + after
             case "answer":
                 tally.requests += 1
                 tally.prompt_tokens += line["num_prompt_tokens"]
@@ -102,14 +114,16 @@ def _take_journal(
                 if line["pair"] is not None:
                     places[Position(line["unit"], line["part"])] = _Place(path, start)
             case "end":
-                is_ended = True
-                tally.sources.update(line["counts"])
+                counts = line["counts"]
             case kind:
                 raise UserError(f"{path}: holds a line of the unknown kind {kind!r}; it is of another version")
         after = line.get("after", 0.0)
     tally.seconds += after
-    if not is_ended:
+    if counts is None:
         raise UserError(f"{path}: this shard is not done; run generate --shard {shard.number}/{shard.of} again")
+    for name, count in counts.items():
+        # Every shard walks the whole corpus.
+        tally.sources[name] = tally.sources[name] + count if name in OF_A_SHARD else count
 
 
 def _pairs(places: Mapping[Position, _Place], tally: Tally, min_turns: int) -> Iterator[bytes]:
@@ -159,10 +173,15 @@ def _manifest(header: Mapping[str, Any], num_shards: int, tally: Tally, output: 
 
 def _no_pair(tally: Tally) -> str:
     if not tally.contexts:
-        found = ", ".join(f"{name} {count:,}" for name, count in tally.sources.items()) or "no document at all"
-        return f"no document was long enough ({found}); lower --min-length and the chunks, or give longer documents"
+        return no_context(tally.sources)
     most = ", ".join(f"{name}: {count}" for name, count in tally.dropped.most_common(3)) or "none"
     return (
         f"{tally.contexts} long contexts gave {tally.usable_turns} usable turns of {tally.asked} and no pair with "
         f"enough turns (dropped most: {most}); lower --min-turns, raise --question-attempts, or see --keep"
     )
+
+
+def no_context(counts: Mapping[str, int]) -> str:
+    """What to say when documents gave no long context; ``counts`` are those of documents.Counts."""
+    found = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count)
+    return f"no document was long enough ({found or 'there is none'}); lower --length, or give longer documents"

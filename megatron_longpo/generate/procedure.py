@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_longpo.data.render import Context
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Request, Sampling
 from megatron_longpo.generate.filters import Candidate, first_fault, holds_control_token
 from megatron_longpo.generate.prompts import (
@@ -30,7 +31,6 @@ from megatron_longpo.generate.prompts import (
     tells_position,
 )
 from megatron_longpo.generate.settings import FilterName, Settings
-from megatron_longpo.generate.units import LongContext
 
 Ask = Callable[[Request], Awaitable[Completion]]
 """Answers a request: an engine's `complete`, with a journal before it."""

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Engine, Request
 from megatron_longpo.generate.journal import Journal, Position
 from megatron_longpo.generate.procedure import Outcome, make_pair, request_key
 from megatron_longpo.generate.settings import Settings
-from megatron_longpo.generate.units import LongContext
 
 Contexts = Iterator[tuple[Position, LongContext]]
 
@@ -56,7 +56,7 @@ async def run_shard(contexts: Contexts, engine: Engine, journal: Journal, work: 
     at_a_time = num_documents(engine.num_concurrent, work.settings)
     running: set[asyncio.Task[None]] = set()
     try:
-        async for position, context in _without_blocking(contexts):
+        async for position, context in without_blocking(contexts):
             if position in journal.done:
                 continue
             running.add(asyncio.create_task(one(position, context)))
@@ -101,13 +101,12 @@ def record(journal: Journal, position: Position, outcome: Outcome) -> None:
 
 async def _some_done(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
     done, running_on = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    running.difference_update(done)
     for task in done:
         task.result()  # raises what the document raised
     return running_on
 
 
-async def _without_blocking(contexts: Contexts) -> AsyncIterator[tuple[Position, LongContext]]:
+async def without_blocking(contexts: Contexts) -> AsyncIterator[tuple[Position, LongContext]]:
     """Reading and chunking tokenise whole books: in a thread, so that answers are handled meanwhile."""
     while (found := await asyncio.to_thread(next, contexts, None)) is not None:
         yield found

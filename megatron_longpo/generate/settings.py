@@ -1,8 +1,6 @@
 """What decides the pairs: lengths, turns, sampling, filters. A journal belongs to one `Settings`."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from megatron_longpo.errors import UserError
@@ -24,7 +22,7 @@ FilterName = Literal[
 FILTERS: tuple[FilterName, ...] = get_args(FilterName)
 ALWAYS_ON: tuple[FilterName, ...] = ("malformed questions", "control tokens")
 """Without a question there is nothing to answer, and `build` refuses text that holds control tokens."""
-QUESTION_ROOM = 512
+QUESTION_ROOM = 256
 """Tokens kept free per turn for its instruction and the chat template around it."""
 
 
@@ -35,8 +33,8 @@ class Settings:
     seed: int = 42
     length: int = 131072
     """Tokens of a whole long conversation at most."""
-    min_length: int = 65536
-    """Tokens of a long context at least."""
+    min_length: int = 81920
+    """Documents of fewer tokens are joined with others, or left out."""
     num_turns: int = 4
     """Turns of a pair at most; each asks about another chunk."""
     min_turns: int = 4
@@ -65,9 +63,9 @@ class Settings:
         return self.length - self.num_turns * (self.answer.max_new_tokens + QUESTION_ROOM)
 
     @property
-    def fingerprint(self) -> str:
-        """Of everything above."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+    def num_chunks(self) -> int:
+        """Chunks of a long context: as many as fill it, and one a turn."""
+        return max(self.num_turns, self.context_tokens // self.max_chunk_tokens)
 
     def check(self) -> None:
         """Raise UserError for settings that cannot give a pair; the message names the options."""
@@ -88,10 +86,11 @@ class Settings:
             f"answers of {self.answer.max_new_tokens}, less than {self.num_turns} chunks of --max-chunk-tokens "
             f"{self.max_chunk_tokens}; raise --length or lower --max-chunk-tokens, --num-turns or --answer-tokens",
         )
+        least = self.num_chunks * self.min_chunk_tokens
         _require(
-            self.min_length <= self.context_tokens,
-            f"--min-length {self.min_length} is above the {self.context_tokens} tokens that --length {self.length} "
-            "leaves for the context; lower it",
+            self.min_length >= least,
+            f"--min-length {self.min_length} is below the {least} tokens that {self.num_chunks} chunks of "
+            f"--min-chunk-tokens {self.min_chunk_tokens} need; raise it or lower --min-chunk-tokens",
         )
         for name, sampling in (("question", self.question), ("answer", self.answer)):
             _require(sampling.temperature >= 0, f"--{name}-temperature {sampling.temperature}: needs at least 0")
@@ -107,8 +106,8 @@ class Settings:
 PRESETS: dict[str, dict[str, Any]] = {
     "mistral-128k": {},
     "qwen-128k": {},
-    "256k": {"length": 262144, "min_length": 131072},
-    "512k": {"length": 524288, "min_length": 262144},
+    "256k": {"length": 262144, "min_length": 163840},
+    "512k": {"length": 524288, "min_length": 327680},
 }
 """Differences from the defaults. Mistral and Qwen2.5 share lengths; they differ in the policy's RoPE (`LONG_ROPE`)."""
 LONG_ROPE: dict[str, dict[str, Any]] = {

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from megatron_longpo.data.render import Context
-from megatron_longpo.generate.chunk import Chunk
+from megatron_longpo.generate.corpus.chunk import Chunk
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Request
-from megatron_longpo.generate.units import LongContext
 
 TEXT = (
     "river harbour treaty council granite orchard signal lantern voyage meadow archive copper senate village winter "

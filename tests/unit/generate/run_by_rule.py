@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.journal import Journal, Position, Shard
 from megatron_longpo.generate.merge import merge
 from megatron_longpo.generate.run import Work, run_shard
 from megatron_longpo.generate.settings import Settings
-from megatron_longpo.generate.units import LongContext
 from tests.unit.generate.model_by_rule import Counts, ModelByRule, make_context
 
 NUM_CONTEXTS = 12

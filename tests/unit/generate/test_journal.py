@@ -36,13 +36,8 @@ def test_what_was_added_is_there_again(tmp_path: Path) -> None:
     with Journal(tmp_path, ONE, HEADER) as journal:
         assert journal.answers == {"a": ANSWER, "b": ANSWER}
         assert set(journal.done) == {Position(3, 0)}
-        assert not journal.is_ended
         journal.end({"documents": 1})
     assert kinds(path) == ["header", "session", "answer", "answer", "document", "session", "end"]
-    with Journal(tmp_path, ONE, HEADER) as journal:
-        assert journal.is_ended
-        journal.end({"documents": 1})
-    assert kinds(path).count("end") == 1
 
 
 def test_a_line_cut_anywhere_loses_that_line_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Request
 from megatron_longpo.generate.journal import Shard
-from megatron_longpo.generate.report import write_report
+from megatron_longpo.generate.report.report import write_report
 from megatron_longpo.generate.settings import Settings
 from tests.unit.generate.model_by_rule import Counts, ModelByRule, is_asking
 from tests.unit.generate.run_by_rule import NUM_CONTEXTS, join, run
@@ -238,7 +238,7 @@ def test_one_pair_of_one_turn(tmp_path: Path) -> None:
 def test_short_contexts_are_counted_in_a_sample(
     made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_longpo.generate.report_data.MAX_SHORT_PAIRS", 3)
+    monkeypatch.setattr("megatron_longpo.generate.report.report_data.MAX_SHORT_PAIRS", 3)
     page = page_of(made, tmp_path / "report.html")
     assert "of 3 pairs, drawn" in page.text
     assert 6 <= int(page.row("short context")[0]) <= 9

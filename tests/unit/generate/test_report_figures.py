@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate.report_figures import Series, bin_edges, histogram
+from megatron_longpo.generate.report.report_figures import Series, bin_edges, histogram
 
 TWO = [Series("chosen", [3, 5, 9, 200], "chosen"), Series("rejected", [30, 50, 90, 20], "rejected")]
 

@@ -7,8 +7,8 @@ import pytest
 
 from megatron_longpo.generate.journal import Journal, Shard
 from megatron_longpo.generate.merge import merge
+from megatron_longpo.generate.report.summary import drops, duration, num_whole_contexts, waterfall
 from megatron_longpo.generate.run import Work, run_shard
-from megatron_longpo.generate.summary import drops, duration, num_whole_contexts, waterfall
 from tests.unit.generate.model_by_rule import Counts, ModelByRule, make_context
 from tests.unit.generate.run_by_rule import HEADER, SETTINGS, contexts
 from tests.unit.generate.test_run import same_questions

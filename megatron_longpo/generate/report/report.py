@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
-from megatron_longpo.generate.report_data import CountTokens, Lengths, ShownPair, read_report_data
-from megatron_longpo.generate.report_figures import Series, histogram
-from megatron_longpo.generate.report_page import render
+from megatron_longpo.generate.report.report_data import CountTokens, Lengths, ShownPair, read_report_data
+from megatron_longpo.generate.report.report_figures import Series, histogram
+from megatron_longpo.generate.report.report_page import render
+from megatron_longpo.generate.report.summary import Step, duration, num_whole_contexts, waterfall
 from megatron_longpo.generate.settings import Settings
-from megatron_longpo.generate.summary import Step, duration, num_whole_contexts, waterfall
 
 _OPENING_CHARACTERS = 240
 _MOST_LISTED = 20

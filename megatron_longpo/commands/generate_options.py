@@ -1,0 +1,197 @@
+"""The options of ``megatron-longpo generate``, and the settings they mean."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.generate.journal import Shard
+from megatron_longpo.generate.settings import FILTERS, LONG_ROPE, PRESETS, Settings, from_preset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All options, in the groups that --help shows."""
+    default = Settings()
+    _add_input(parser)
+    _add_procedure(parser.add_argument_group("procedure (the defaults are the released recipe's)"), default)
+    _add_filters(parser.add_argument_group("filters"), default)
+    _add_engine(parser.add_argument_group("engine"))
+    _add_scale(parser.add_argument_group("scale"))
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--documents",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files, folders or globs: text, Markdown, LaTeX, source code, JSONL, parquet, Arrow; .gz and .zst",
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder of the model")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSONL file of pairs to make")
+    parser.add_argument(
+        "--text-field", default="text", metavar="NAME", help="of JSONL, parquet and Arrow (default: text)"
+    )
+    parser.add_argument(
+        "--domain",
+        choices=("prose", "markdown", "latex", "code"),
+        help="how to split the documents (default: by file suffix and a look at the text)",
+    )
+    parser.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="Jinja template in place of the model folder's"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+
+
+def _add_procedure(group: argparse._ArgumentGroup, default: Settings) -> None:
+    group.add_argument("--preset", choices=PRESETS, help="lengths and the policy's RoPE of a known recipe")
+    figures = {
+        "seed": "of everything that is drawn",
+        "length": "tokens of a whole long conversation at most",
+        "min_length": "documents of fewer tokens are joined with others, or left out",
+        "num_turns": "turns of a pair at most",
+        "min_turns": "a document with fewer usable turns gives no pair",
+        "min_chunk_tokens": "tokens of a chunk at least",
+        "max_chunk_tokens": "tokens of a chunk at most",
+        "num_questions": "questions asked for at a time, of which one is kept",
+        "question_attempts": "lists of questions asked for until one is usable",
+        "max_short_tokens": "a short conversation of this many tokens or more is dropped",
+    }
+    for name, text in figures.items():
+        shown = f"{text} (default: {getattr(default, name)})"
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=shown)
+    for name, sampling in (("question", default.question), ("answer", default.answer)):
+        for field, kind in (("temperature", float), ("top_p", float), ("max_new_tokens", int)):
+            option = "tokens" if field == "max_new_tokens" else field.replace("_", "-")
+            shown = f"of {name}s (default: {getattr(sampling, field)})"
+            group.add_argument(f"--{name}-{option}", dest=f"{name}_{field}", type=kind, metavar="X", help=shown)
+    group.add_argument(
+        "--short-documents",
+        choices=("join", "skip"),
+        default="join",
+        help="documents too short for a long context: joined with their neighbours (default), or left out",
+    )
+    group.add_argument(
+        "--max-duplicate",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="a document with more of its text than this in earlier documents is left out (default: 0.5)",
+    )
+    group.add_argument("--max-contexts", type=int, metavar="N", help="stop after so many long contexts, for a trial")
+
+
+def _add_filters(group: argparse._ArgumentGroup, default: Settings) -> None:
+    names = ", ".join(name.replace(" ", "-") for name in FILTERS)
+    group.add_argument(
+        "--keep", nargs="+", default=[], metavar="FILTER", help=f"filters to turn off; in their order they are {names}"
+    )
+    figures = {
+        "min_answer_characters": (int, "an answer shorter than this counts as empty"),
+        "max_repetition": (float, "an answer that repeats more of its word sequences is dropped"),
+        "max_similarity": (float, "answers more alike than this are dropped; 1 keeps all that differ"),
+    }
+    for name, (kind, text) in figures.items():
+        shown = f"{text} (default: {getattr(default, name)})"
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=shown)
+
+
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--engine", choices=("transformers", "openai", "vllm"), default="transformers")
+    group.add_argument("--endpoint", metavar="URL", help="of an OpenAI-compatible server, like http://host:8000/v1")
+    group.add_argument(
+        "--long-endpoint", metavar="URL", help="for the answers from the long context (default: --endpoint)"
+    )
+    group.add_argument("--served-model", metavar="NAME", help="the server's name of the model (default: its only one)")
+    group.add_argument(
+        "--long-served-model", metavar="NAME", help="of that at --long-endpoint (default: --served-model)"
+    )
+    group.add_argument("--max-concurrent", type=int, default=64, metavar="N", help="requests to a server (default: 64)")
+    group.add_argument(
+        "--request-timeout", type=float, default=600, metavar="S", help="seconds for one attempt (default: 600)"
+    )
+    group.add_argument(
+        "--retry-for", type=float, default=1800, metavar="S", help="seconds until a request is given up (default: 1800)"
+    )
+    group.add_argument(
+        "--context-limit", type=int, metavar="N", help="of a server that does not tell its own, in tokens"
+    )
+    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="of the transformers engine (default: 8)")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the weights (default: float32 on a CPU, else the checkpoint's)",
+    )
+    group.add_argument("--device", default="auto", help="of the transformers engine: auto, cpu, cuda, cuda:N")
+    group.add_argument(
+        "--tensor-parallel-size", type=int, default=1, metavar="N", help="GPUs of one vLLM engine (default: 1)"
+    )
+    group.add_argument(
+        "--long-rope",
+        metavar="JSON",
+        help="the policy's RoPE, for the answers from the long context: rope_parameters as in config.json "
+        "(default: the preset's, else the model's own)",
+    )
+
+
+def _add_scale(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--shard", default="1/1", metavar="I/N", help="do part I of N only; --merge joins them")
+    group.add_argument("--merge", type=int, metavar="N", help="write the output from N shards that are done")
+    group.add_argument(
+        "--runner", choices=("local", "ray"), default="local", help="where engines run: here, or on a Ray cluster"
+    )
+    group.add_argument(
+        "--num-engines", type=int, default=1, metavar="N", help="engines on the Ray cluster (default: 1)"
+    )
+    group.add_argument(
+        "--gpus-per-engine", type=float, default=1, metavar="X", help="that Ray keeps for each engine (default: 1)"
+    )
+    group.add_argument("--ray-address", metavar="ADDR", help="of its head (default: RAY_ADDRESS, else a local cluster)")
+    group.add_argument(
+        "--dry-run", action="store_true", help="count documents, requests and tokens, and time a document"
+    )
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The procedure's settings; raises UserError for those that contradict each other."""
+    names = ("seed", "length", "min_length", "num_turns", "min_turns", "min_chunk_tokens", "max_chunk_tokens")
+    names += ("num_questions", "question_attempts", "max_short_tokens")
+    names += ("min_answer_characters", "max_repetition", "max_similarity")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    if args.num_turns is not None and args.min_turns is None:
+        given["min_turns"] = args.num_turns
+    if args.length is not None and args.min_length is None:
+        given["min_length"] = args.length * 5 // 8
+    settings = from_preset(args.preset, keep=tuple(name.replace("-", " ") for name in args.keep), **given)
+    fields = ("temperature", "top_p", "max_new_tokens")
+    for name in ("question", "answer"):
+        sampling = {field: getattr(args, f"{name}_{field}") for field in fields}
+        changed = {field: value for field, value in sampling.items() if value is not None}
+        settings = replace(settings, **{name: replace(getattr(settings, name), **changed)})
+    settings.check()
+    return settings
+
+
+def shard_of(args: argparse.Namespace) -> Shard:
+    """The part of the corpus that ``--shard`` names."""
+    number, _, of = args.shard.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise UserError(f"--shard {args.shard!r}: give i/n, like 1/8")
+    return Shard(int(number), int(of))
+
+
+def long_rope_of(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The policy's RoPE, or None for the model's own."""
+    if args.long_rope is None:
+        return LONG_ROPE.get(args.preset) if args.preset else None
+    try:
+        rope = json.loads(args.long_rope)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--long-rope: not JSON ({error}); give an object like {LONG_ROPE['mistral-128k']}") from error
+    if not isinstance(rope, dict) or "rope_type" not in rope:
+        raise UserError(
+            f"--long-rope {args.long_rope}: needs an object with rope_type, like {LONG_ROPE['mistral-128k']}"
+        )
+    return rope

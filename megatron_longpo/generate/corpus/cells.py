@@ -1,0 +1,162 @@
+"""Where a text can be cut without changing how it is tokenised, and the cells between such cuts.
+
+A cut between two characters is safe where no entry of the vocabulary spans it: a BPE merge never crosses such a place,
+nor does a piece of a unigram model, so the tokens on either side do not depend on the other. Four kinds of place are
+considered: before a blank, before a line feed, after a line feed, and (inside cells) after a Latin letter. Which of
+them a tokenizer has is read from its vocabulary; `token_count.py` then holds each kind against the tokenizer itself.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BLANK, _BEFORE, _AFTER, _PART, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4"
+"""In keys: a blank that is no cut; opens a cell cut off before, or after, a line feed; between parts; between cells.
+Unicode promises that they are never characters of a text."""
+_OTHER_SPACE = "\n\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+"""White space (to `str.isspace`) but the blank."""
+
+BLANK = r"(?<=\S)(?= )"
+LINE_FEED = r"(?<=\S)(?=\n)"
+LINE_FEED_AFTER_WORD = r"(?<=[A-Za-z0-9])(?=\n)"
+LINE = r"(?<=\n)(?=\S)"
+LETTER = r"(?<=[A-Za-z])(?=[!-@\[-`{-~\u2018\u2019\u201c\u201d\u2013\u2014])"
+"""Kinds of cuts, as patterns that match between two characters."""
+KINDS = (BLANK, LINE_FEED, LINE_FEED_AFTER_WORD, LINE, LETTER)
+
+# Pre-tokenizers and normalisers that decide by what stands next to a place, not by what stands far away.
+_LOCAL_STEPS = {
+    "Sequence", "ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit",
+    "BertPreTokenizer", "Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents",
+}  # fmt: skip
+
+
+class Cells:
+    """Cuts texts at the given kinds of places.
+
+    Args:
+        kinds: those of the constants above that are safe.
+        uncut: texts that a cut could fall into, or that swallow the white space around them.
+        atoms: texts that are no longer what they are when cut after a word (added tokens).
+    """
+
+    def __init__(self, kinds: frozenset[str], uncut: frozenset[str], atoms: frozenset[str]) -> None:
+        self.kinds = kinds
+        self._uncut = uncut | {_BLANK, _BEFORE, _AFTER, _PART, _END}
+        self._atoms = atoms
+        self._atom = re.compile("|".join(map(re.escape, sorted(atoms))) or r"(?!)")
+        between = kinds - {LETTER}
+        self.cut = re.compile("|".join(sorted(between)) or r"(?!)")
+        """Matches (nothing, between two characters) where one cell ends and the next begins."""
+        line_feed = LINE_FEED if LINE_FEED in kinds else LINE_FEED_AFTER_WORD if LINE_FEED_AFTER_WORD in kinds else None
+        left = {LINE_FEED: rf"[^\s{_BLANK}]", LINE_FEED_AFTER_WORD: "[A-Za-z0-9]", None: ""}[line_feed]
+        # The line feed comes first in the pattern, so that the search skips to the next one.
+        self._line_feed = re.compile(rf"\n(?<={left}\n)") if line_feed else None
+        self._line = re.compile(rf"\n(?=[^\s{_BLANK}])") if LINE in kinds else None
+        self._letter = re.compile(LETTER) if LETTER in kinds else None
+
+    @property
+    def atoms(self) -> frozenset[str]:
+        """The tokenizer's added tokens."""
+        return self._atoms
+
+    def only(self, kinds: Set[str]) -> "Cells":
+        """The same with those of its kinds that are in ``kinds``."""
+        return Cells(self.kinds & kinds, self._uncut, self._atoms)
+
+    def can_cut(self, text: str) -> bool:
+        """Whether ``text`` holds nothing that must not be cut."""
+        return not any(uncut in text for uncut in self._uncut)
+
+    def keys(self, text: str) -> list[str]:
+        """The cells of ``text`` as keys: cells that are tokenised alike have equal keys. See `cell`.
+
+        Made of `str.replace` and one `str.split`, because a regular expression takes ten times as long for it.
+        """
+        if BLANK not in self.kinds:
+            text = text.replace(" ", _BLANK)
+        else:
+            if "  " in text:
+                text = text.replace("  ", f" {_BLANK}").replace(f"{_BLANK} ", _BLANK * 2)
+            for space in _OTHER_SPACE:
+                if space in text:
+                    text = text.replace(f"{space} ", f"{space}{_BLANK}")
+            if text.startswith(" "):
+                text = _BLANK + text[1:]
+        if self._line_feed:
+            text = self._line_feed.sub(f" {_BEFORE}\n", text)
+        if self._line:
+            text = self._line.sub(f"\n {_AFTER}", text)
+        return text.split(" ")
+
+    def first(self, key: str) -> str:
+        """The text of the first key, which nothing stands before."""
+        return key.replace(_BLANK, " ")
+
+    def parts(self, keys: Sequence[str]) -> list[list[str]]:
+        """Each key's cell, cut after its words where that is safe: words come again more often than cells.
+
+        The key may not be the first of its text. A part opens with a character that can stand before it, an ``a`` or a
+        line feed, whose own token has to be subtracted. All keys go through the regular expression in one string.
+        """
+        joined = _END.join(f"a {key}" for key in keys)
+        joined = joined.replace(f"a {_BEFORE}", "a").replace(f"a {_AFTER}", "\n").replace(_BLANK, " ")
+        if self._letter is None:
+            return [[cell] for cell in joined.split(_END)]
+        cells = [cell.split(_PART) for cell in self._letter.sub(f"{_PART}a", joined).split(_END)]
+        if self._atom.search(joined):
+            for index, cell in enumerate(joined.split(_END)):
+                if self._atom.search(cell):
+                    cells[index] = [cell]
+        return cells
+
+
+def cells_of(backend: "Tokenizer") -> Cells | None:
+    """The cuts that no entry of the tokenizer's vocabulary spans; None if it may look further than at two characters.
+
+    What a vocabulary cannot show, `token_count.py` tries out.
+    """
+    settings = json.loads(backend.to_str())
+    steps = (settings["normalizer"], settings["pre_tokenizer"])
+    types = {name for step in steps for name in _types(step)}
+    if types - _LOCAL_STEPS or settings["model"].get("dropout") or any(map(_looks_around, steps)):
+        return None
+    added = {token["content"]: token["lstrip"] or token["rstrip"] for token in settings["added_tokens"]}
+    entries = "\t".join(_texts(backend, "ByteLevel" in types, added.keys()))
+    kinds = frozenset(kind for kind in KINDS if not re.search(kind, entries))
+    # Some tokenizers put a blank before what follows an added token, as before the text.
+    prepends = bool(types & {"Prepend", "Metaspace"}) or '"add_prefix_space": true' in json.dumps(steps)
+    uncut = {
+        text
+        for text, strips in added.items()
+        if prepends or strips or any(re.search(kind, text) for kind in KINDS if kind != LETTER)
+    }
+    return Cells(kinds, frozenset(uncut), frozenset(added))
+
+
+def _texts(backend: "Tokenizer", is_byte_level: bool, added: Collection[str]) -> Iterator[str]:
+    """What the entries of the vocabulary stand for; a part of a character becomes U+FFFD, which is no white space."""
+    from tokenizers import decoders
+
+    decoder = decoders.ByteLevel()
+    for entry in backend.get_vocab(with_added_tokens=True):
+        if entry not in added:
+            yield decoder.decode([entry]) if is_byte_level else entry.replace("\u2581", " ")
+
+
+def _types(step: Any) -> Iterator[str]:
+    if isinstance(step, dict):
+        yield step["type"]
+        for inner in (*step.get("normalizers", ()), *step.get("pretokenizers", ())):
+            yield from _types(inner)
+
+
+def _looks_around(step: Any) -> bool:
+    """Whether a pattern asks for what stands before its match, or for an end of the text."""
+    return bool(re.search(r"\(\?<[=!]|\\\\[AzZGbB]|(?<!\[)\^|(?<!\\)\$", json.dumps(step)))

@@ -1,0 +1,232 @@
+"""How many tokens a text has: exactly, and mostly from memory.
+
+A tokenizer does about 1 MB/s a core however its input is batched, because most of its time are merges of words. Most
+words of a corpus have been met before, so cells of text that do not depend on each other (`cells.py`) are counted once.
+For a tokenizer that has no such cells, and for stretches of text without them, whole texts are tokenised.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise, product
+from typing import TYPE_CHECKING
+
+from megatron_longpo.generate.corpus.cells import KINDS, Cells, cells_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BLOCK_CHARACTERS = 2048
+MAX_BLOCK_CHARACTERS = 32768
+"""A text that has no cut for so long is tokenised whole."""
+BLOCKS_AT_A_TIME = 64
+"""Tokenised side by side, on all cores."""
+MAX_CACHED_CELLS = 1 << 18
+"""About 50 MB."""
+MAX_CACHED_CHARACTERS = 64
+"""Longer cells hardly come again."""
+
+MAX_ADDED_PROBED = 50
+
+_WORDS = (
+    "a",
+    "don't",
+    "X1",
+    "3.14",
+    "e\u0301",
+    "\u4e2d\u6587",
+    "...",
+    "-",
+    "(x)",
+    "</s>",
+    "\u2019s",
+    "_b_",
+    "\U0001f642",
+)
+_SPACES = (" ", "  ", "\n", "\n\n", " \n", "\n  ", "\t", " \t ", "\n\t", "\u00a0 ", "\u3000", "\r\n", "   \n\n   ")
+
+
+_PROBE = "".join(left + space + right for left, space, right in product(_WORDS, _SPACES, _WORDS))
+_PROBES = [_PROBE[start : start + 97] for start in range(0, len(_PROBE), 61)]
+"""Every word between every two kinds of white space, cut anywhere."""
+
+
+class TokenCounter:
+    """Counts tokens of texts as the tokenizer does without special tokens around them.
+
+    Args:
+        backend: `PreTrainedTokenizerFast.backend_tokenizer`; it is copied, and truncation and padding do not count.
+    """
+
+    def __init__(self, backend: "Tokenizer") -> None:
+        from tokenizers import Tokenizer
+
+        self._backend = Tokenizer.from_str(backend.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._counts: dict[str, int] = {}
+        self._part_counts: dict[str, int] = {}
+        self._before = dict(zip("a\n", self.whole(["a", "\n"]), strict=True))
+        self.cells = self._proved_cells()
+        """None: this tokenizer has no cells."""
+
+    def __call__(self, text: str) -> int:
+        """Tokens of one text, of any size."""
+        return Ruler(text, self).tokens(0, len(text))
+
+    def whole(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, by the tokenizer itself, on all cores."""
+        return [len(encoding) for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def in_cells(self, cells: Cells, text: str) -> int:
+        """Tokens of a text that stands alone, by its cells."""
+        if not text:
+            return 0
+        first, *rest = cells.keys(text)
+        return self.whole([cells.first(first)])[0] + self.sums(cells, [rest])[0]
+
+    def sums(self, cells: Cells, rows: Sequence[list[str]]) -> list[int]:
+        """Tokens of each row of keys; none of them may be the first of its text."""
+        counts = self._counts
+        try:
+            return [sum(map(counts.__getitem__, row)) for row in rows]
+        except KeyError:
+            long = self._learn(cells, set[str]().union(*rows))
+        found = [sum(map(counts.__getitem__, row)) for row in rows]
+        for key in long:
+            del counts[key]
+        return found
+
+    def _learn(self, cells: Cells, keys: set[str]) -> list[str]:
+        """Count the cells that are new; returns those that are too long to keep."""
+        new = {key for key in keys if key not in self._counts}  # `keys - counts.keys()` would walk all counts
+        if len(self._counts) + len(new) > MAX_CACHED_CELLS:
+            self._counts.clear()
+            new = keys
+            self._part_counts.clear()
+        order = list(new)
+        cells_parts = cells.parts(order)
+        known = self._part_counts
+        unknown = list({part for part in chain.from_iterable(cells_parts) if part not in known})
+        totals = self.whole(unknown)
+        known |= {part: total - self._before[part[0]] for part, total in zip(unknown, totals, strict=True)}
+        self._counts |= {key: sum(map(known.__getitem__, row)) for key, row in zip(order, cells_parts, strict=True)}
+        for part in unknown:
+            if len(part) > MAX_CACHED_CHARACTERS:
+                del known[part]
+        return [key for key in order if len(key) > MAX_CACHED_CHARACTERS]
+
+    def _proved_cells(self) -> Cells | None:
+        """The tokenizer's cells, with the kinds of cuts that prove right on texts full of hard places."""
+        cells = cells_of(self._backend)
+        if cells is None:
+            return None
+        kinds = [kind for kind in KINDS if kind in cells.kinds and self._is_right(cells.only({kind}))]
+        cells = cells.only(set(kinds))
+        return cells if kinds and self._is_right(cells) else None
+
+    def _is_right(self, cells: Cells) -> bool:
+        added = [f"b {token} c{token}d\n{token}\n {token}'" for token in sorted(cells.atoms)[:MAX_ADDED_PROBED]]
+        probes = [text for text in (*_PROBES, *added) if cells.can_cut(text)]
+        counts = self.whole(probes)
+        self._counts.clear()
+        self._part_counts.clear()
+        try:
+            return all(self.in_cells(cells, text) == count for text, count in zip(probes, counts, strict=True))
+        finally:
+            self._counts.clear()
+            self._part_counts.clear()
+
+
+class Ruler:
+    """Measures parts of one text; reads it only as far as it was asked about.
+
+    The text is divided into blocks that begin at safe cuts; their tokens are added up, and only the two blocks that a
+    part begins and ends in are looked at again.
+    """
+
+    def __init__(self, text: str, counter: TokenCounter) -> None:
+        self._text = text
+        self._counter = counter
+        self._cells = counter.cells if counter.cells and counter.cells.can_cut(text) else None
+        self._borders = [0]
+        self._totals = [0]
+        """Tokens before each border."""
+        self._head = (-1, -1, 0)
+
+    def tokens(self, start: int, end: int) -> int:
+        """Tokens of ``text[start:end]`` tokenised alone."""
+        count = self.estimate(start, end)
+        return count if self._cells else self._counter.whole([self._text[start:end]])[0]
+
+    def estimate(self, start: int, end: int) -> int:
+        """The same, but where the text has no cells for a while: the sum over blocks, which is off by a few tokens."""
+        while self._borders[-1] < end:
+            self._extend()
+        first = bisect_right(self._borders, start)
+        last = bisect_right(self._borders, end) - 1
+        if last < first:
+            return self._alone(start, end)
+        between = self._totals[last] - self._totals[first]
+        return self._head_tokens(start, first) + between + self._continued(self._borders[last], end)
+
+    def around(self, start: int, num_tokens: int) -> tuple[int, int]:
+        """Two places close to each other: from ``start`` to the first ``num_tokens`` fit, to the second they do not.
+
+        The second is the end of the text where all of it fits.
+        """
+        first = bisect_right(self._borders, start)
+        while first == len(self._borders) and self._borders[-1] < len(self._text):
+            self._extend()
+        if first == len(self._borders):
+            return start, len(self._text)
+        target = num_tokens - self._head_tokens(start, first) + self._totals[first]
+        while self._totals[-1] <= target and self._borders[-1] < len(self._text):
+            self._extend()
+        above = bisect_right(self._totals, target, lo=first)
+        below = self._borders[above - 1] if above > first else start
+        return below, self._borders[above] if above < len(self._borders) else len(self._text)
+
+    def _extend(self) -> None:
+        """Add the next blocks."""
+        borders = [self._borders[-1]]
+        while len(borders) <= BLOCKS_AT_A_TIME and borders[-1] < len(self._text):
+            borders.append(self._next_border(borders[-1]))
+        spans = list(pairwise(borders))
+        if self._cells:
+            counts = self._counter.sums(self._cells, [self._keys(*span) for span in spans])
+        else:
+            counts = self._counter.whole([self._text[start:end] for start, end in spans])
+        self._borders += borders[1:]
+        self._totals += list(accumulate(counts, initial=self._totals[-1]))[1:]
+
+    def _next_border(self, start: int) -> int:
+        end = start + BLOCK_CHARACTERS
+        if end >= len(self._text):
+            return len(self._text)
+        if self._cells:
+            if cut := self._cells.cut.search(self._text, end, start + MAX_BLOCK_CHARACTERS):
+                return cut.start()
+            self._cells = None  # from here on, and for good: a part may begin or end here
+        return end
+
+    def _keys(self, start: int, end: int) -> list[str]:
+        """The cells of a stretch that begins at a cut: with the character before it, which makes a cell of its own."""
+        assert self._cells
+        return self._cells.keys(self._text[start - 1 : end] if start else self._text[:end])[1:]
+
+    def _head_tokens(self, start: int, first: int) -> int:
+        """Tokens from ``start`` to the border after it; a chunk's many possible ends share it."""
+        if self._head[:2] != (start, first):
+            self._head = (start, first, self._alone(start, self._borders[first]))
+        return self._head[2]
+
+    def _alone(self, start: int, end: int) -> int:
+        text = self._text[start:end]
+        return self._counter.in_cells(self._cells, text) if self._cells else self._counter.whole([text])[0]
+
+    def _continued(self, border: int, end: int) -> int:
+        if border == end:
+            return 0
+        if self._cells:
+            return self._counter.sums(self._cells, [self._keys(border, end)])[0]
+        return self._counter.whole([self._text[border:end]])[0]

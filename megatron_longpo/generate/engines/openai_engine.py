@@ -1,0 +1,211 @@
+"""Any OpenAI-compatible server: chat completions over HTTP, many at a time, as long as it takes.
+
+Requests are sent in the order in which they are asked for, so that the questions about one document, which are asked
+together, meet in the server's prefix cache.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from megatron_longpo.data.render import Context
+from megatron_longpo.data.tokenizer import tokenizer_fingerprint
+from megatron_longpo.errors import UserError
+from megatron_longpo.generate.engine import Completion, FinishReason, Request
+from megatron_longpo.generate.engines.prompt_length import prompt_tokens, require_room
+from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
+from megatron_longpo.generate.engines.server_check import check_tokens, choose_model
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from transformers import PreTrainedTokenizerFast
+
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "length"}
+"""A filter withholds the rest of an answer: what came is an answer that was cut."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Server:
+    """One endpoint."""
+
+    endpoint: str
+    client: "AsyncOpenAI"
+    model: str
+    limit: int
+    gate: asyncio.Semaphore
+    """First come, first served."""
+
+
+async def open_openai_engine(
+    endpoint: str,
+    *,
+    tokenizer: "PreTrainedTokenizerFast",
+    model_folder: Path | None = None,
+    model_name: str | None = None,
+    context_limit: int | None = None,
+    long_endpoint: str | None = None,
+    long_model_name: str | None = None,
+    max_concurrent: int = 32,
+    request_timeout_s: float = 600.0,
+    retry_for_s: float = 600.0,
+    first_answer_s: float = 30.0,
+) -> "OpenAIEngine":
+    """Connect, find the model, and hold its tokenizer against ours with one small request.
+
+    The key is the environment's OPENAI_API_KEY, if it is set. What a request does not say (top-k, penalties) is the
+    server's own setting.
+
+    Args:
+        endpoint: like ``http://localhost:8000/v1``.
+        tokenizer: the model's, to count tokens with.
+        model_folder: whose config.json says the context length, where neither the server nor ``context_limit`` does.
+        model_name: by default the only one that the server lists.
+        context_limit: tokens of prompt and answer together, if smaller than what the server says, or it says nothing.
+        long_endpoint: where the long context is answered, if that takes another RoPE.
+        max_concurrent: requests in flight, for each endpoint.
+        request_timeout_s: see `Patience`.
+        retry_for_s: see `Patience`.
+        first_answer_s: ``retry_for_s`` of the requests made here: how long a server may take to come up.
+
+    Raises:
+        UserError: the package openai is missing; no such server or model; no context length; another tokenizer.
+    """
+    opening = Patience(request_timeout_s=request_timeout_s, retry_for_s=first_answer_s)
+    given: list[tuple[Context, str, str | None]] = [("short", endpoint, model_name)]
+    if long_endpoint is not None:
+        given.append(("long", long_endpoint, long_model_name or model_name))
+    clients = [_client(url, request_timeout_s) for _, url, _ in given]
+    servers: dict[Context, _Server] = {}
+    try:
+        for (context, url, name), client in zip(given, clients, strict=True):
+            model = await choose_model(client, url, name, opening)
+            limit = _limit(url, model.limit, context_limit, model_folder)
+            servers[context] = _Server(url, client, model.name, limit, asyncio.Semaphore(max_concurrent))
+            await check_tokens(client, url, model, tokenizer, opening)
+    except BaseException:
+        for client in clients:
+            await client.close()
+        raise
+    patience = Patience(request_timeout_s=request_timeout_s, retry_for_s=retry_for_s)
+    return OpenAIEngine(servers, tokenizer, patience, max_concurrent)
+
+
+class OpenAIEngine:
+    """An `Engine`; made by `open_openai_engine`."""
+
+    def __init__(
+        self,
+        servers: Mapping[Context, _Server],
+        tokenizer: "PreTrainedTokenizerFast",
+        patience: Patience,
+        max_concurrent: int,
+    ) -> None:
+        """Take over connected servers: ``short``, and ``long`` if that is another one."""
+        short, long = servers["short"], servers.get("long", servers["short"])
+        self.identity: Mapping[str, str] = {
+            "engine": "openai",
+            "model": _public_name(short.model),
+            "long_model": _public_name(long.model),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+        }
+        self.context_limits: Mapping[Context, int] = {"short": short.limit, "long": long.limit}
+        self.num_concurrent = max_concurrent * len(servers)
+        self._servers: dict[Context, _Server] = {"short": short, "long": long}
+        self._tokenizer = tokenizer
+        self._patience = patience
+
+    async def complete(self, request: Request) -> Completion:
+        """The server's answer.
+
+        Raises:
+            UserError: the context is too small; the server refuses; it fails for longer than the patience.
+        """
+        require_room(request, prompt_tokens(self._tokenizer, request.messages), self.context_limits)
+        server = self._servers[request.context]
+        async with server.gate:
+            return await ask_until_answered(server.endpoint, self._patience, lambda: self._ask(server, request))
+
+    async def _ask(self, server: _Server, request: Request) -> Completion:
+        answer = await server.client.chat.completions.with_raw_response.create(
+            model=server.model,
+            messages=cast(Any, request.messages),
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
+            max_tokens=request.sampling.max_new_tokens,
+            seed=request.seed,
+        )
+        fields = read_object(answer.http_response.text, "chat completion")
+        return _completion(fields, server.endpoint, request, self._tokenizer)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for server in {id(server): server for server in self._servers.values()}.values():
+            await server.client.close()
+
+
+def _completion(
+    fields: dict[str, Any], endpoint: str, request: Request, tokenizer: "PreTrainedTokenizerFast"
+) -> Completion:
+    """The answer as ours; nothing of what servers send is taken for granted."""
+    choices = fields.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise BrokenAnswerError("the answer is no chat completion")
+    reason = choices[0].get("finish_reason")
+    if reason in ("tool_calls", "function_call"):
+        raise UserError(f"{endpoint}: the model calls a tool in place of an answer; serve it without tools")
+    text = (choices[0].get("message") or {}).get("content") or ""
+    if reason not in FINISH_REASONS or not isinstance(text, str):
+        raise BrokenAnswerError(f"the answer ends with the reason {reason!r}")
+    usage = fields.get("usage") or {}
+    return Completion(
+        text=text,
+        finish=FINISH_REASONS[reason],
+        num_prompt_tokens=usage.get("prompt_tokens") or prompt_tokens(tokenizer, request.messages),
+        num_new_tokens=usage.get("completion_tokens") or len(tokenizer.encode(text, add_special_tokens=False)),
+    )
+
+
+def _client(endpoint: str, request_timeout_s: float) -> "AsyncOpenAI":
+    try:
+        import openai
+    except ImportError as error:
+        raise UserError(
+            f"servers are asked with the package openai, which cannot be imported ({error}); install it:"
+            " pip install 'megatron-longpo[generate]'"
+        ) from error
+    try:
+        url = urlsplit(endpoint)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a broken IPv6 address, a port above 65535
+        usable = False
+    if not usable:
+        raise UserError(f"--endpoint {endpoint}: not a URL; give one like http://localhost:8000/v1")
+    return openai.AsyncOpenAI(
+        base_url=endpoint,
+        api_key=os.environ.get("OPENAI_API_KEY", "").strip()
+        or "none",  # local servers want none, the package wants some
+        timeout=openai.Timeout(request_timeout_s, connect=min(10.0, request_timeout_s)),
+        max_retries=0,
+    )
+
+
+def _limit(endpoint: str, served: int | None, given: int | None, folder: Path | None) -> int:
+    known = [limit for limit in (served, given) if limit is not None]
+    if known:
+        return min(known)
+    config = folder / "config.json" if folder is not None else None
+    if config is not None and config.is_file():
+        limit = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+        if isinstance(limit, int):
+            return limit
+    raise UserError(f"{endpoint}: the server does not say how long its context is; say it with --context-limit")
+
+
+def _public_name(model: str) -> str:
+    """Servers of a local folder call the model by its path, which is another one elsewhere."""
+    return PurePath(model).name if model.startswith(("/", ".", "~")) else model

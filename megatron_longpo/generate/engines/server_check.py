@@ -1,0 +1,117 @@
+"""Before the first question: does the server have the model, and does it count tokens as we do?"""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.generate.engines.prompt_length import prompt_tokens
+from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from transformers import PreTrainedTokenizerFast
+
+TOLERANCE = 8
+"""Tokens by which the counts may differ: a beginning of sequence, a date in the template."""
+
+PROBE = """Tokenizers of different families agree on plain words and part on the rest. \
+def f(x: int) -> list[float]:\n\t\treturn [x ** 0.5, 3.14159265358979, 0x7FFF_FFFF]\n\n\
+1234567890 + 9876543210 = 11111111100; 2024-02-29T23:59:59.999Z; \u20ac 1.234.567,89.
+Stra\u00dfenbahnhaltestelle, \u0441\u043e\u0431\u0430\u043a\u0430, \u6771\u4eac\u90fd, \u0645\u0631\u062d\u0628\u0627, \
+\u03b4\u03b5\u03bd\u03b4\u03c1\u03bf, \U0001f600\U0001f680.
+antidisestablishmentarianism hippopotomonstrosesquipedalian \
+qzxjkvw lorem IPSUM DoLoR sit-amet        eight blanks, <b>markup</b> &amp; {"json": [null, true, -1e-9]}."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a server says of the model to ask for."""
+
+    name: str
+    limit: int | None
+    """Its context length in tokens, if the server says it (vLLM does)."""
+    listed: tuple[str, ...]
+    """All names that the server lists."""
+
+
+async def choose_model(client: "AsyncOpenAI", endpoint: str, name: str | None, patience: Patience) -> ServedModel:
+    """The given model, or the only one.
+
+    A given name that the server does not list is taken all the same: `transformers serve` lists no model that lies in
+    a folder. If it is wrong, `check_tokens` finds out.
+
+    Raises:
+        UserError: no OpenAI-compatible server there; no name given, and not exactly one model listed.
+    """
+    try:
+        models = await ask_until_answered(endpoint, patience, lambda: _list_models(client, name is not None))
+    except UserError as error:
+        raise UserError(f"{error}; an endpoint looks like http://localhost:8000/v1") from error
+    if name is None:
+        if len(models) != 1:
+            listed = f"the server lists the models {', '.join(models)}" if models else "the server lists no model"
+            raise UserError(f"{endpoint}: {listed}; say which with --model-name")
+        name = next(iter(models))
+    limit = models.get(name, {}).get("max_model_len")
+    return ServedModel(name, limit if isinstance(limit, int) else None, tuple(models))
+
+
+async def check_tokens(
+    client: "AsyncOpenAI",
+    endpoint: str,
+    model: ServedModel,
+    tokenizer: "PreTrainedTokenizerFast",
+    patience: Patience,
+) -> None:
+    """Ask for one token and compare the server's count of the prompt with ours.
+
+    Raises:
+        UserError: the server does not serve ``model``, or with another tokenizer or chat template.
+    """
+    messages: list[dict[str, str]] = [{"role": "user", "content": PROBE}]
+    expected = prompt_tokens(tokenizer, messages)
+    try:
+        counted = await ask_until_answered(endpoint, patience, lambda: _count(client, model.name, messages))
+    except UserError as error:
+        if model.name in model.listed or not model.listed:
+            raise
+        raise UserError(f"{error}; the server lists the models {', '.join(model.listed)}") from error
+    if counted is None:
+        logging.getLogger(__name__).warning(
+            "%s: the server does not count tokens, so its tokenizer and chat template could not be checked", endpoint
+        )
+    elif abs(counted - expected) > TOLERANCE:
+        raise UserError(
+            f"{endpoint}: {model.name} counts {counted} tokens where the given tokenizer and chat template count"
+            f" {expected}; give the folder of the model that is served, or its template with --chat-template"
+        )
+
+
+async def _list_models(client: "AsyncOpenAI", may_be_missing: bool) -> dict[str, dict[str, Any]]:
+    """Name -> what is said of it; nothing from a server that cannot list them, if that will do.
+
+    `transformers serve` answers 500 on a machine without a Hugging Face cache (transformers 5.23).
+    """
+    import openai
+
+    try:
+        answer = await client.models.with_raw_response.list()
+    except openai.APIStatusError:
+        if may_be_missing:
+            return {}
+        raise
+    models = read_object(answer.http_response.text, "list of models").get("data")
+    if not isinstance(models, list):
+        raise BrokenAnswerError("the answer is no list of models")
+    return {str(model["id"]): model for model in models if isinstance(model, dict) and "id" in model}
+
+
+async def _count(client: "AsyncOpenAI", model: str, messages: list[dict[str, str]]) -> int | None:
+    chat: Any = client.chat.completions.with_raw_response
+    answer = await chat.create(model=model, messages=messages, max_tokens=1, temperature=0, seed=0)
+    fields = read_object(answer.http_response.text, "chat completion")
+    if not isinstance(fields.get("choices"), list):
+        raise BrokenAnswerError("the answer is no chat completion")
+    counted = (fields.get("usage") or {}).get("prompt_tokens")
+    return counted if isinstance(counted, int) and counted > 0 else None

@@ -1,0 +1,86 @@
+"""The OpenAI engine against a real server: transformers' own `serve`, a process on loopback."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from megatron_longpo.data.tokenizer import load_tokenizer
+from megatron_longpo.errors import UserError
+from megatron_longpo.generate.engine import Completion
+from megatron_longpo.generate.openai_engine import OpenAIEngine, open_openai_engine
+from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
+
+SERVE = "from transformers.cli.transformers import main; main()"
+REQUESTS = [ask(f"Question {number}?", number, temperature=0.0, max_new_tokens=40) for number in range(8)]
+
+
+@contextmanager
+def served(folder: Path, port: int) -> Iterator[str]:
+    """The server's endpoint; it may need a while to listen, and is killed in the end."""
+    command = [sys.executable, "-W", "ignore", "-c", SERVE, "serve", str(folder), "--port", str(port)]
+    options = ["--host", "127.0.0.1", "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    log = folder.with_suffix(".log").open("a", encoding="utf-8")
+    server = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+        log.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
+    """Nothing is lost, nothing comes twice, and greedy answers are those of an undisturbed run."""
+    folder, port = save_chat_model(tmp_path / "model"), free_port()
+
+    async def connect(endpoint: str) -> OpenAIEngine:
+        return await open_openai_engine(
+            endpoint,
+            tokenizer=load_tokenizer(folder),
+            model_folder=folder,
+            model_name=str(folder),
+            max_concurrent=2,
+            first_answer_s=120,
+            retry_for_s=120,
+        )
+
+    async def disturbed() -> tuple[list[Completion], list[Completion]]:
+        with served(folder, port) as endpoint:
+            engine = await connect(endpoint)
+            assert engine.context_limits == {"short": CONTEXT, "long": CONTEXT}
+            assert engine.identity["model"] == "model"
+            undisturbed = await asyncio.gather(*(engine.complete(request) for request in REQUESTS))
+            asked = [asyncio.create_task(engine.complete(request)) for request in REQUESTS]
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        assert not all(task.done() for task in asked)
+        with served(folder, port):
+            answers = await asyncio.gather(*asked)
+            other = load_tokenizer(folder, "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+            with pytest.raises(UserError, match="tokens where the given tokenizer and chat template count"):
+                await open_openai_engine(endpoint, tokenizer=other, model_name=str(folder), context_limit=CONTEXT)
+            with pytest.raises(UserError, match=r"refuses the request .*Server is pinned to"):
+                await open_openai_engine(
+                    endpoint, tokenizer=load_tokenizer(folder), model_name="another", context_limit=CONTEXT
+                )
+        await engine.aclose()
+        return undisturbed, answers
+
+    undisturbed, answers = asyncio.run(disturbed())
+    assert answers == undisturbed
+    assert all(answer.num_new_tokens > 0 for answer in answers)
