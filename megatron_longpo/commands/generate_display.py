@@ -25,9 +25,7 @@ from megatron_longpo.generate.report.summary import drops, duration, num_whole_c
 SECONDS_PER_LINE = 15.0
 """How often a log file hears of the progress."""
 WINDOW_SECONDS = 60.0
-"""Over which tokens per second are taken,"""
-WINDOW_ANSWERS = 16
-"""or over so many answers, if they take longer."""
+"""Over which tokens per second are taken, back to the answer before it."""
 _MOST_DROPS = 3
 _BAR_CHARACTERS = 40
 
@@ -86,7 +84,7 @@ class GenerateDisplay:
             tally.prompt_tokens += completion.num_prompt_tokens
             tally.new_tokens += completion.num_new_tokens
             self._recent.append((now, tally.prompt_tokens, tally.new_tokens))
-            while len(self._recent) > WINDOW_ANSWERS + 1 and now - self._recent[1][0] >= WINDOW_SECONDS:
+            while now - self._recent[1][0] >= WINDOW_SECONDS:
                 self._recent.popleft()
         self._tell()
 

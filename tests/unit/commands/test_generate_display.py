@@ -113,7 +113,9 @@ def test_slow_answers_are_not_no_answers(tmp_path: Path) -> None:
     for _ in range(20):
         shown.clock.now += 300
         shown.display.answered(ANSWER)
-    assert "(4 prompt and 0 new tokens/s)" in shown.lines[-1]
+        shown.display.answered(ANSWER)
+    shown.display.__exit__(None, None, None)
+    assert "(8 prompt and 0 new tokens/s)" in shown.lines[-1]
 
 
 def test_time_left_is_unknown_without_a_total_or_a_document(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_few_values_get_few_bins() -> None:
 
 
 def test_the_same_numbers_give_the_same_picture_and_matplotlib_is_left_as_it_was() -> None:
-    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30}):
+    with matplotlib.rc_context({"axes.facecolor": "red", "axes.labelsize": 30}):
         before = dict(matplotlib.rcParams)
         first = histogram("answers", TWO, "tokens", "turns")
         assert dict(matplotlib.rcParams) == before
