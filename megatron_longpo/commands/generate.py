@@ -6,6 +6,7 @@ stopped.
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Awaitable
 from contextlib import aclosing
 from dataclasses import asdict
@@ -63,6 +64,7 @@ async def _generate(args: argparse.Namespace, corpus: Corpus, shard: Shard, opti
     from megatron_longpo.commands.generate_display import GenerateDisplay
 
     settings = corpus.settings
+    print(f"generate: opening {options.endpoint or options.model} ({options.engine})", file=sys.stderr, flush=True)
     run_all, opening = _runner(args, options)
     async with aclosing(await opening) as engine:
         check_limits(engine.context_limits, settings)

@@ -103,8 +103,11 @@ async def open_engine(options: EngineOptions) -> Engine:
             num_concurrent=options.max_concurrent,
             long_rope=rope,
         )
+    from transformers.utils import logging
+
     from megatron_longpo.generate.engines.local_engine import open_local_engine
 
+    logging.disable_progress_bar()  # of the weights: it would stand in the display
     return open_local_engine(
         options.model,
         chat_template=options.chat_template,
