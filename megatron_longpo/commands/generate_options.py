@@ -100,7 +100,9 @@ def _add_filters(group: argparse._ArgumentGroup, default: Settings) -> None:
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--engine", choices=("transformers", "openai", "vllm"), default="transformers")
-    group.add_argument("--endpoint", metavar="URL", help="of an OpenAI-compatible server, like http://localhost:8000/v1")
+    group.add_argument(
+        "--endpoint", metavar="URL", help="of an OpenAI-compatible server, like http://localhost:8000/v1"
+    )
     group.add_argument(
         "--long-endpoint", metavar="URL", help="for the answers from the long context (default: --endpoint)"
     )
