@@ -4,10 +4,13 @@ It writes nothing. Each answer is sent to the driver when it comes, the document
 """
 
 import asyncio
+import contextlib
 import inspect
+import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_longpo.data.render import Context
 from megatron_longpo.generate.corpus.contexts import LongContext
@@ -32,11 +35,17 @@ class Opened:
 class EngineActor:
     """The body of the actor; its methods are coroutines, so Ray runs many of them at a time on one event loop."""
 
-    def __init__(self, open_engine: OpenEngine) -> None:
+    def __init__(self, open_engine: OpenEngine, folder: Path) -> None:
         """Remember how to open the engine: it is done by the first method that is called.
 
         Not here: Ray gives the caller an error of a method as it was raised, one of the constructor as a text only.
+
+        Args:
+            folder: the driver's working directory, so that relative paths mean the same here; Ray's own is that of
+                whoever started the cluster. Where there is no such folder, there is nothing that they name either.
         """
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         self._open_engine = open_engine
         self._opening: asyncio.Task[Engine] | None = None
 

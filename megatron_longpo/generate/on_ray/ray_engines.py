@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_longpo.data.render import Context
@@ -45,7 +46,7 @@ async def open_ray_engines(
         remote = ray.remote(EngineActor).options(
             num_cpus=0, num_gpus=num_gpus_per_engine, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
         )
-        engines = RayEngines(ray, [remote.remote(open_engine) for _ in range(num_engines)])
+        engines = RayEngines(ray, [remote.remote(open_engine, Path.cwd()) for _ in range(num_engines)])
     except BaseException:
         ray.shutdown()
         raise

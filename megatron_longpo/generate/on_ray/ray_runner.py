@@ -30,8 +30,8 @@ async def run_shard_on_ray(contexts: Contexts, engines: RayEngines, journal: Jou
     engine that comes up late, or anew, joins in.
 
     Raises:
-        UserError: an engine cannot answer or cannot be opened, or engines differ. What was answered until then is in
-            the journal.
+        UserError: an engine cannot answer or cannot be opened, or engines differ. The answers that had come here
+            until then are in the journal.
     """
     try:
         async with asyncio.TaskGroup() as group:
