@@ -5,9 +5,8 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
-import pytest
+from megatron_longpo.commands.generate_options import add_arguments, settings_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "generate-array.sbatch"
 SBATCH = r"""#!/usr/bin/env bash
@@ -54,11 +53,10 @@ def test_one_shard_again(tmp_path: Path) -> None:
 
 
 def test_its_options_are_those_of_generate(tmp_path: Path) -> None:
-    options: Any = pytest.importorskip("megatron_longpo.commands.generate_options")
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser)
+    add_arguments(parser)
     for words in commands(tmp_path, MODEL="m", DOCUMENTS="d e", SHARDS="1"):
         if words[0] == "megatron-longpo":
             args = parser.parse_args(words[2:])
-            options.settings_of(args).check()
+            settings_of(args).check()
             assert args.documents == ["d", "e"]
