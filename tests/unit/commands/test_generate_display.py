@@ -154,9 +154,9 @@ def test_a_session_goes_on_from_what_others_did(tmp_path: Path) -> None:
 def test_the_tally_of_a_journal_is_that_of_its_merge(tmp_path: Path) -> None:
     model = ModelByRule(lambda request: "No." if is_asking(request) and request.seed % 4 else None)
     asyncio.run(run(tmp_path, ONE, model, Counts()))
+    counts = join(tmp_path)["counts"]
     with Journal(tmp_path / "journal", ONE, HEADER) as journal:
         tally = tally_of(journal, SETTINGS.min_turns)
-    counts = join(tmp_path)["counts"]
     assert counts["dropped"] == dict(tally.dropped) != {}
     assert counts["usable_turns"] > counts["turns"]  # some contexts gave too few
     names = set(Tally.__dataclass_fields__) - {"sources", "dropped"}
