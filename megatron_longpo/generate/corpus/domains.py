@@ -31,7 +31,8 @@ _LATEX = re.compile(r"\\(?:documentclass|usepackage|begin|(?:sub)*section|chapte
 _HEADING = re.compile(r"^#{1,6} \S", re.MULTILINE)
 _FENCE_OR_LINK = re.compile(r"^(?:```|~~~)|\]\([^)\s]+\)", re.MULTILINE)
 _CODE_LINE = re.compile(
-    r"^(?:(?:import|from|using|use|package)\s+[\w.:{}*, ]+;?|#include\s.+|.*[{};]|\s*(?:def|class|if|for|while)\b.*:)$",
+    r"^(?:(?:import|from|using|use|package)\s+[\w.:{}*, ]+;?|#include\s.+|.*[{};]|[ \t]*(?:def|class|if|for|while)\b.*:"
+    r"|[ \t]*(?:return|raise|yield)\b.*|[ \t]*[\w.]+ [+*-]?= .*)$",
     re.MULTILINE,
 )
 
@@ -52,7 +53,7 @@ def domain_of_text(text: str) -> Domain:
     if len(_LATEX.findall(start)) >= 3:
         return "latex"
     num_lines = sum(1 for line in start.split("\n") if line.strip())
-    if len(DEFINITION.findall(start)) >= 2 and len(_CODE_LINE.findall(start)) > 0.3 * num_lines:
+    if len(DEFINITION.findall(start)) >= 2 and len(_CODE_LINE.findall(start)) > 0.2 * num_lines:
         return "code"
     num_headings = len(_HEADING.findall(start))
     if num_headings >= 2 and (_FENCE_OR_LINK.search(start) or num_headings < 0.3 * num_lines):

@@ -5,6 +5,7 @@ seconds for two million characters, so what it learned is kept, as JSON under th
 stops of scripts that put no blank after them end a sentence wherever they stand.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -76,11 +77,22 @@ class Sentences:
         path = cache_folder() / "punkt" / f"{key}.json"
         found = _load(path)
         if found is None:
-            trainer = punkt.PunktTrainer()
-            trainer.train(sample)
-            found = _plain(trainer.get_params())
+            found = train(sample)
             _save(path, found)
         return punkt.PunktSentenceTokenizer(_parameters(punkt, found))
+
+
+def train(sample: str) -> dict[str, Any]:
+    """What Punkt learns from a text, as JSON knows it: abbreviations, collocations, openings, contexts of words."""
+    trainer = _import_punkt().PunktTrainer()
+    trainer.train(sample)
+    parameters = trainer.get_params()
+    return {
+        "abbreviations": sorted(parameters.abbrev_types),
+        "collocations": sorted(parameters.collocations),
+        "starters": sorted(parameters.sent_starters),
+        "contexts": dict(sorted(parameters.ortho_context.items())),
+    }
 
 
 def cache_folder() -> Path:
@@ -88,16 +100,6 @@ def cache_folder() -> Path:
     home = os.environ.get("MEGATRON_LONGPO_HOME")
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home or Path(cache) / "megatron-longpo").expanduser()
-
-
-def _plain(parameters: Any) -> dict[str, Any]:
-    """Punkt's parameters as JSON knows them."""
-    return {
-        "abbreviations": sorted(parameters.abbrev_types),
-        "collocations": sorted(parameters.collocations),
-        "starters": sorted(parameters.sent_starters),
-        "contexts": dict(sorted(parameters.ortho_context.items())),
-    }
 
 
 def _parameters(punkt: Any, plain: dict[str, Any]) -> Any:
@@ -130,7 +132,8 @@ def _save(path: Path, found: dict[str, Any]) -> None:
             partial.write_text(json.dumps(found, ensure_ascii=True), encoding="ascii")
         own.replace(path)
     except OSError:
-        own.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            own.unlink()
 
 
 def _import_punkt() -> Any:

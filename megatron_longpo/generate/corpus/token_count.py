@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import accumulate, chain, pairwise, product
 from typing import TYPE_CHECKING
 
-from megatron_longpo.generate.corpus.cells import KINDS, Cells, cells_of
+from megatron_longpo.generate.corpus.cells import Cells, cells_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,7 +46,7 @@ _SPACES = (" ", "  ", "\n", "\n\n", " \n", "\n  ", "\t", " \t ", "\n\t", "\u00a0
 
 
 _PROBE = "".join(left + space + right for left, space, right in product(_WORDS, _SPACES, _WORDS))
-_PROBES = [_PROBE[start : start + 97] for start in range(0, len(_PROBE), 61)]
+_PROBES = [_PROBE[start : start + 97] for start in range(0, len(_PROBE), 89)]
 """Every word between every two kinds of white space, cut anywhere."""
 
 
@@ -77,12 +77,11 @@ class TokenCounter:
         """Tokens of each text, by the tokenizer itself, on all cores."""
         return [len(encoding) for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def in_cells(self, cells: Cells, text: str) -> int:
-        """Tokens of a text that stands alone, by its cells."""
-        if not text:
-            return 0
-        first, *rest = cells.keys(text)
-        return self.whole([cells.first(first)])[0] + self.sums(cells, [rest])[0]
+    def in_cells(self, cells: Cells, texts: Sequence[str]) -> list[int]:
+        """Tokens of texts that stand alone, by their cells."""
+        rows = [cells.keys(text) for text in texts]
+        firsts = self.whole([cells.first(row[0]) for row in rows])
+        return [first + rest for first, rest in zip(firsts, self.sums(cells, [row[1:] for row in rows]), strict=True)]
 
     def sums(self, cells: Cells, rows: Sequence[list[str]]) -> list[int]:
         """Tokens of each row of keys; none of them may be the first of its text."""
@@ -98,7 +97,7 @@ class TokenCounter:
 
     def _learn(self, cells: Cells, keys: set[str]) -> list[str]:
         """Count the cells that are new; returns those that are too long to keep."""
-        new = {key for key in keys if key not in self._counts}  # `keys - counts.keys()` would walk all counts
+        new = keys.difference(self._counts)
         if len(self._counts) + len(new) > MAX_CACHED_CELLS:
             self._counts.clear()
             new = keys
@@ -106,7 +105,7 @@ class TokenCounter:
         order = list(new)
         cells_parts = cells.parts(order)
         known = self._part_counts
-        unknown = list({part for part in chain.from_iterable(cells_parts) if part not in known})
+        unknown = list(set(chain.from_iterable(cells_parts)).difference(known))
         totals = self.whole(unknown)
         known |= {part: total - self._before[part[0]] for part, total in zip(unknown, totals, strict=True)}
         self._counts |= {key: sum(map(known.__getitem__, row)) for key, row in zip(order, cells_parts, strict=True)}
@@ -120,21 +119,19 @@ class TokenCounter:
         cells = cells_of(self._backend)
         if cells is None:
             return None
-        kinds = [kind for kind in KINDS if kind in cells.kinds and self._is_right(cells.only({kind}))]
-        cells = cells.only(set(kinds))
-        return cells if kinds and self._is_right(cells) else None
-
-    def _is_right(self, cells: Cells) -> bool:
         added = [f"b {token} c{token}d\n{token}\n {token}'" for token in sorted(cells.atoms)[:MAX_ADDED_PROBED]]
         probes = [text for text in (*_PROBES, *added) if cells.can_cut(text)]
         counts = self.whole(probes)
+        kinds = {kind for kind in cells.kinds if self._is_right(cells.only({kind}), probes, counts)}
+        cells = cells.only(kinds)
+        return cells if kinds and self._is_right(cells, probes, counts) else None
+
+    def _is_right(self, cells: Cells, texts: list[str], counts: list[int]) -> bool:
+        """Whether the cells give the tokenizer's own ``counts`` for ``texts``; what was learned for it is forgotten."""
+        found = self.in_cells(cells, texts)
         self._counts.clear()
         self._part_counts.clear()
-        try:
-            return all(self.in_cells(cells, text) == count for text, count in zip(probes, counts, strict=True))
-        finally:
-            self._counts.clear()
-            self._part_counts.clear()
+        return found == counts
 
 
 class Ruler:
@@ -222,7 +219,7 @@ class Ruler:
 
     def _alone(self, start: int, end: int) -> int:
         text = self._text[start:end]
-        return self._counter.in_cells(self._cells, text) if self._cells else self._counter.whole([text])[0]
+        return (self._counter.in_cells(self._cells, [text]) if self._cells else self._counter.whole([text]))[0]
 
     def _continued(self, border: int, end: int) -> int:
         if border == end:
