@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from megatron_longpo.data.tokenizer import load_tokenizer
-from megatron_longpo.generate import cells, token_count
+from megatron_longpo.generate.corpus import cells, token_count
 from megatron_longpo.generate.corpus.token_count import Ruler, TokenCounter
 
 FAMILIES = ("chatml", "llama3", "mistral", "llama2")

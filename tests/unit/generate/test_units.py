@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate import repeats
+from megatron_longpo.generate.corpus import repeats
 from megatron_longpo.generate.corpus.contexts import ContextShape, long_contexts
 from megatron_longpo.generate.corpus.documents import Counts, Document
 from megatron_longpo.generate.corpus.repeats import Repeats
