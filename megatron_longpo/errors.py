@@ -1,4 +1,4 @@
-"""The one exception the package raises for something its user can fix."""
+"""The exceptions the package raises for something its user can fix."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The commands print it as one line and exit with status 2; any other exception is our own defect and keeps
     its traceback. For data the message starts with ``file:line:``.
     """
+
+
+class TooLong(UserError):
+    """A pair over the limit in tokens: what happens to it is a matter of ``--overlong``."""
