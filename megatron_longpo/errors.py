@@ -9,5 +9,10 @@ class UserError(ValueError):
     """
 
 
+def one_line(error: Exception) -> str:
+    """What another library's exception says, for a message of ours: its type and at most 300 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300].removesuffix(": ")
+
+
 class TooLong(UserError):
     """A pair over the limit in tokens: what happens to it is a matter of ``--overlong``."""

@@ -7,7 +7,6 @@ import argparse
 import hashlib
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = usable_tokenizer(args)
     inputs: list[InputFile] = []
     bad = BadRows(args.bad_rows)
-    pairs = (_raw_pairs if layout == "raw" else _tokenised_pairs)(files, inputs, tokenizer, args, bad)
+    if layout == "raw":
+        pairs = _raw_pairs(files, inputs, args, bad)
+    else:
+        pairs = _tokenised_pairs(files, inputs, tokenizer, args, bad)
     num_bytes = sum(file.num_bytes for file in files)
     bytes_per_row = num_bytes / sum(file.num_rows for file in files)
     with (
@@ -77,25 +79,18 @@ def run(args: argparse.Namespace) -> int:
         InputProgress("import-data", num_bytes) as progress,
         closing(pairs),
     ):
-        for pair in pairs:
+        for where, pair in pairs:
             num_tokens = 0
-            if pair.rendered is None:
+            if pair is None:
                 writer.skip()
             else:
-                writer.add(pair.rendered, pair.where)
-                num_tokens = sum(sum(item.lengths) for item in (pair.rendered.long, *pair.rendered.short))
+                writer.add(pair, where)
+                num_tokens = sum(sum(item.lengths) for item in (pair.long, *pair.short))
             progress.advance(round(bytes_per_row), num_tokens)
         bad.print_report("import-data")
         manifest = writer.finish(inputs, bad.count)
     print_report(args.output, manifest, progress.seconds)
     return 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _ImportedPair:
-    where: str
-    rendered: "RenderedPair | None"
-    """None if the pair is too long and such pairs are skipped."""
 
 
 def _common_layout(files: list["ArrowFile"]) -> "Layout":
@@ -121,17 +116,16 @@ def _common_layout(files: list["ArrowFile"]) -> "Layout":
 def _raw_pairs(
     files: list["ArrowFile"],
     inputs: list[InputFile],
-    tokenizer: "PreTrainedTokenizerFast",
     args: argparse.Namespace,
     bad: BadRows,
-) -> Generator[_ImportedPair]:
+) -> Generator[tuple[str, "RenderedPair | None"]]:
+    """Yield (where, pair), None in the place of a pair that is too long and skipped."""
     from megatron_longpo.data.parallel import render_lines
 
-    del tokenizer  # every worker loads its own
     num_workers = default_workers(sum(file.num_bytes for file in files))
     with closing(render_lines(_raw_lines(files, inputs, bad), render_settings(args), num_workers, bad.add)) as rendered:
         for line in rendered:
-            yield _ImportedPair(line.where, line.rendered)
+            yield line.where, line.rendered
 
 
 def _raw_lines(files: list["ArrowFile"], inputs: list[InputFile], bad: BadRows) -> Iterator[tuple[str, bytes]]:
@@ -155,7 +149,8 @@ def _tokenised_pairs(
     tokenizer: "PreTrainedTokenizerFast",
     args: argparse.Namespace,
     bad: BadRows,
-) -> Generator[_ImportedPair]:
+) -> Generator[tuple[str, "RenderedPair | None"]]:
+    """As `_raw_pairs`."""
     from megatron_longpo.data.arrow import integer_lists
     from megatron_longpo.data.labels import learn_template
     from megatron_longpo.data.published import TOKENISED_COLUMNS, recover_pair
@@ -174,7 +169,7 @@ def _tokenised_pairs(
         except UserError as error:
             bad.add(UserError(f"{where}: {error}"))
             continue
-        yield _ImportedPair(where, rendered)
+        yield where, rendered
 
 
 def _numbered_rows(

@@ -22,12 +22,11 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor, nn  # noqa: E402
 
 from megatron_longpo.data.render import load_tokenizer  # noqa: E402
-from megatron_longpo.errors import UserError  # noqa: E402
+from megatron_longpo.errors import UserError, one_line  # noqa: E402
 from megatron_longpo.hf.config import architecture, read_json_object  # noqa: E402
 from megatron_longpo.hf.folder import checkpoint_folder  # noqa: E402
 from megatron_longpo.hf.rope import rope_parameters  # noqa: E402
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity  # noqa: E402
-from megatron_longpo.hf.source import one_line  # noqa: E402
 from megatron_longpo.hf.weights import DTYPES  # noqa: E402
 from megatron_longpo.model.attention import pair_params  # noqa: E402
 from megatron_longpo.model.forward import pack, pair_input  # noqa: E402

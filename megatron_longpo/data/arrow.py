@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from megatron_longpo.data.tokenise import IntArray
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +167,4 @@ def _readable(path: Path) -> Generator[None]:
         TypeError,
         RecursionError,
     ) as error:  # pyarrow's errors are OSError and ValueError
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason}); copy or write it again") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); copy or write it again") from error

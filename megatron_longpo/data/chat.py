@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateSyntaxError
 
 from megatron_longpo.data.tokenizer import chat_template_of
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -136,8 +136,7 @@ def apply_template(
     except TemplateSyntaxError as error:
         raise UserError(f"line {error.lineno} of the chat template is not valid Jinja ({error.message})") from error
     except Exception as error:  # a template is a program of the user's: whatever it raises is a fault in their input
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"the chat template fails on this conversation ({reason})") from error
+        raise UserError(f"the chat template fails on this conversation ({one_line(error)})") from error
     assert isinstance(text, str)
     return text
 

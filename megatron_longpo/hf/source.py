@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, one_line
 from megatron_longpo.hf.config import read_json_object
 
 _LARGEST_POINTER = 1024  # bytes; the format says so
@@ -52,8 +52,3 @@ def _check_transformers_reads(hf: Path) -> None:
         raise UserError(
             f"{hf / 'config.json'}: transformers does not read it ({one_line(error)}); correct it"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """What a library's exception says, at most 300 characters of it."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
