@@ -1,4 +1,4 @@
-"""The one exception the package raises for something its user can fix."""
+"""The exceptions the package raises for something its user can fix."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,12 @@ class UserError(ValueError):
     The commands print it as one line and exit with status 2; any other exception is our own defect and keeps
     its traceback. For data the message starts with ``file:line:``.
     """
+
+
+def one_line(error: Exception) -> str:
+    """What another library's exception says, for a message of ours: its type and at most 300 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300].removesuffix(": ")
+
+
+class TooLong(UserError):
+    """A pair over the limit in tokens: what happens to it is a matter of ``--overlong``."""

@@ -34,8 +34,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         FileExistsError: ``path`` exists and is not an empty directory; nothing is ever overwritten.
         NotADirectoryError: it would lie in a file.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = Path(path).resolve()  # a link cannot be replaced by a directory, what it points to can
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; choose another output")
+    if path.exists() and any(path.iterdir()):
         raise FileExistsError(f"{path} already exists and is not empty; remove it or choose another output")
     if path.parent.exists() and not path.parent.is_dir():
         raise NotADirectoryError(f"{path}: {path.parent} is a file; choose another output")
@@ -52,6 +54,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_inside(output: Path, source: Path) -> None:
+    """Refuse to write into the folder that is read.
+
+    Raises:
+        FileExistsError: ``output`` lies in ``source``. It may be ``source`` itself: `atomic_directory` refuses that.
+    """
+    if source.resolve() in output.resolve().parents:
+        raise FileExistsError(f"{output} lies in {source}, which is only read; choose another output")
 
 
 def _fsync(path: Path) -> None:

@@ -156,6 +156,7 @@ def _data(settings: LongPOSettings) -> dict[str, Any]:
         "overlong": manifest.overlong,
         "num_truncated": manifest.num_truncated,
         "num_skipped": manifest.num_skipped,
+        "num_bad": manifest.num_bad or None,
         "fingerprint": manifest.fingerprint,
         "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_longpo.commands.quiet import quiet_megatron
-from megatron_longpo.data.dataset_files import refuse_existing
+from megatron_longpo.data.dataset_files import SUFFIXES, dataset_file, refuse_existing
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.errors import UserError
 
@@ -50,7 +50,7 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_dataset_options(args: argparse.Namespace) -> None:
-    """Refuse what needs no reading to be found wrong."""
+    """Refuse what needs no reading to be found wrong, in these options or ``--input``."""
     if not args.tokenizer.is_dir():
         raise UserError(f"--tokenizer {args.tokenizer}: no such folder; give a Hugging Face folder with a tokenizer")
     if args.output.is_dir() or not args.output.name:
@@ -59,6 +59,13 @@ def check_dataset_options(args: argparse.Namespace) -> None:
         )
     if args.max_length < 1:
         raise UserError(f"--max-length {args.max_length}: needs at least 1")
+    files = [dataset_file(args.output, suffix).resolve() for suffix in SUFFIXES]
+    inputs = [path.resolve() for path in args.input]
+    for index, path in enumerate(args.input):
+        if inputs[index] in inputs[:index]:
+            raise UserError(f"{path}: given twice; name every input once")
+        if inputs[index] in files:
+            raise UserError(f"--output {args.output}: its files would replace the --input {path}; choose another name")
     refuse_existing(args.output, args.overwrite)
 
 
@@ -127,8 +134,9 @@ def print_report(prefix: Path, manifest: Manifest, seconds: float) -> None:
     for bound, count in manifest.histogram:
         console.print(f"  {bound // 2 + 1:>9,} to {bound:>9,} tokens {count:>8,} pairs  {'#' * -(-30 * count // most)}")
     num_tokens = sum(manifest.num_tokens.values())
+    bad = f" {manifest.num_bad:,} bad rows left out," if manifest.num_bad else ""
     console.print(
-        f"{manifest.num_pairs:,} pairs, {manifest.num_turns:,} turns, {num_tokens:,} tokens;"
+        f"{manifest.num_pairs:,} pairs, {manifest.num_turns:,} turns, {num_tokens:,} tokens;{bad}"
         f" {manifest.num_skipped:,} pairs skipped, {manifest.num_truncated:,} truncated"
         f" (by {manifest.num_removed:,} tokens); {seconds:.1f} s, {num_tokens / max(seconds, 1e-3):,.0f} tokens/s"
     )

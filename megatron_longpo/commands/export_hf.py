@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from megatron_longpo.commands.import_hf import DTYPE_CHOICES, add_verify_options, verify
+from megatron_longpo.commands.import_hf import DTYPE_CHOICES, add_verify_options, check_verify_options, verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export and say what came out."""
+    check_verify_options(args)
     from megatron_longpo.hf.export_hf import export_hf  # torch is slow to import; --help need not wait for it
 
     def check(folder: Path) -> None:

@@ -7,10 +7,10 @@ import argparse
 import hashlib
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_longpo.commands.bad_rows import BadRows, add_bad_rows_option
 from megatron_longpo.commands.dataset_output import (
     add_dataset_options,
     check_dataset_options,
@@ -21,7 +21,7 @@ from megatron_longpo.commands.dataset_output import (
     usable_tokenizer,
 )
 from megatron_longpo.data.manifest import InputFile
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import TooLong, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a pair over the limit: stop; drop tokens from the middle of its context (raw pairs only); leave it out"
         " (default: refuse)",
     )
+    add_bad_rows_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +67,11 @@ def run(args: argparse.Namespace) -> int:
         )
     tokenizer = usable_tokenizer(args)
     inputs: list[InputFile] = []
-    pairs = (_raw_pairs if layout == "raw" else _tokenised_pairs)(files, inputs, tokenizer, args)
+    bad = BadRows(args.bad_rows)
+    if layout == "raw":
+        pairs = _raw_pairs(files, inputs, args, bad)
+    else:
+        pairs = _tokenised_pairs(files, inputs, tokenizer, args, bad)
     num_bytes = sum(file.num_bytes for file in files)
     bytes_per_row = num_bytes / sum(file.num_rows for file in files)
     with (
@@ -74,24 +79,18 @@ def run(args: argparse.Namespace) -> int:
         InputProgress("import-data", num_bytes) as progress,
         closing(pairs),
     ):
-        for pair in pairs:
+        for where, pair in pairs:
             num_tokens = 0
-            if pair.rendered is None:
+            if pair is None:
                 writer.skip()
             else:
-                writer.add(pair.rendered, pair.where)
-                num_tokens = sum(sum(item.lengths) for item in (pair.rendered.long, *pair.rendered.short))
+                writer.add(pair, where)
+                num_tokens = sum(sum(item.lengths) for item in (pair.long, *pair.short))
             progress.advance(round(bytes_per_row), num_tokens)
-        manifest = writer.finish(inputs)
+        bad.print_report("import-data")
+        manifest = writer.finish(inputs, bad.count)
     print_report(args.output, manifest, progress.seconds)
     return 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _ImportedPair:
-    where: str
-    rendered: "RenderedPair | None"
-    """None if the pair is too long and such pairs are skipped."""
 
 
 def _common_layout(files: list["ArrowFile"]) -> "Layout":
@@ -115,37 +114,62 @@ def _common_layout(files: list["ArrowFile"]) -> "Layout":
 
 
 def _raw_pairs(
-    files: list["ArrowFile"], inputs: list[InputFile], tokenizer: "PreTrainedTokenizerFast", args: argparse.Namespace
-) -> Generator[_ImportedPair]:
+    files: list["ArrowFile"],
+    inputs: list[InputFile],
+    args: argparse.Namespace,
+    bad: BadRows,
+) -> Generator[tuple[str, "RenderedPair | None"]]:
+    """Yield (where, pair), None in the place of a pair that is too long and skipped."""
     from megatron_longpo.data.parallel import render_lines
+
+    num_workers = default_workers(sum(file.num_bytes for file in files))
+    with closing(render_lines(_raw_lines(files, inputs, bad), render_settings(args), num_workers, bad.add)) as rendered:
+        for line in rendered:
+            yield line.where, line.rendered
+
+
+def _raw_lines(files: list["ArrowFile"], inputs: list[InputFile], bad: BadRows) -> Iterator[tuple[str, bytes]]:
     from megatron_longpo.data.published import RAW_COLUMNS, raw_line
 
-    rows = _numbered_rows(files, RAW_COLUMNS, inputs)
-    lines = (
-        (where, raw_line({name: value.as_py() for name, value in row.items()}, pair_id, where))
-        for pair_id, where, row in rows
-    )
-    num_workers = default_workers(sum(file.num_bytes for file in files))
-    with closing(render_lines(lines, render_settings(args), num_workers)) as rendered:
-        for line in rendered:
-            yield _ImportedPair(line.where, line.rendered)
+    for pair_id, where, row in _numbered_rows(files, RAW_COLUMNS, inputs):
+        try:
+            line = raw_line({name: value.as_py() for name, value in row.items()}, pair_id, where)
+        except UnicodeDecodeError as error:
+            bad.add(UserError(f"{where}: a text is not UTF-8 ({error}); repair or drop the row"))
+            continue
+        except UserError as error:
+            bad.add(error)
+            continue
+        yield where, line
 
 
 def _tokenised_pairs(
-    files: list["ArrowFile"], inputs: list[InputFile], tokenizer: "PreTrainedTokenizerFast", args: argparse.Namespace
-) -> Generator[_ImportedPair]:
+    files: list["ArrowFile"],
+    inputs: list[InputFile],
+    tokenizer: "PreTrainedTokenizerFast",
+    args: argparse.Namespace,
+    bad: BadRows,
+) -> Generator[tuple[str, "RenderedPair | None"]]:
+    """As `_raw_pairs`."""
     from megatron_longpo.data.arrow import integer_lists
     from megatron_longpo.data.labels import learn_template
     from megatron_longpo.data.published import TOKENISED_COLUMNS, recover_pair
+    from megatron_longpo.data.questions import learn_questions
 
     template = learn_template(tokenizer)
+    questions = learn_questions(tokenizer, template)
     for pair_id, where, row in _numbered_rows(files, TOKENISED_COLUMNS, inputs):
         try:
             columns = {name: integer_lists(value, name) for name, value in row.items()}
             rendered = recover_pair(columns, pair_id, template, args.max_length, args.overlong)
-        except UserError as error:
+            if rendered is not None:
+                questions.check(rendered.long, rendered.short)
+        except TooLong as error:
             raise UserError(f"{where}: {error}") from error
-        yield _ImportedPair(where, rendered)
+        except UserError as error:
+            bad.add(UserError(f"{where}: {error}"))
+            continue
+        yield where, rendered
 
 
 def _numbered_rows(

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from megatron_longpo.commands.quiet import quiet_megatron
+from megatron_longpo.errors import UserError
 
 DTYPE_CHOICES = ("as-is", "fp32", "bf16", "fp16")
 
@@ -41,8 +42,21 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         help="compare logits with those of transformers, in fp32 (default: for models under 1B parameters)",
     )
     parser.add_argument(
-        "--verify-prompts", type=Path, metavar="FILE", help="text, one prompt a line (default: random tokens)"
+        "--verify-prompts",
+        type=Path,
+        metavar="FILE",
+        help="compare on these prompts, text, one a line (default: random tokens)",
     )
+
+
+def check_verify_options(args: argparse.Namespace) -> None:
+    """Refuse what would otherwise show after the work is done."""
+    if args.verify_prompts is None:
+        return
+    if args.verify is False:
+        raise UserError("--verify-prompts with --no-verify: nothing would be compared; leave out one of them")
+    if not args.verify_prompts.is_file():
+        raise UserError(f"--verify-prompts {args.verify_prompts}: no such file; give a text file, one prompt a line")
 
 
 def verify(args: argparse.Namespace, hf: Path, checkpoint: Path, iteration: int | None = None) -> None:
@@ -54,6 +68,7 @@ def verify(args: argparse.Namespace, hf: Path, checkpoint: Path, iteration: int 
 
 def run(args: argparse.Namespace) -> None:
     """Import and say what came out."""
+    check_verify_options(args)
     from megatron_longpo.hf.import_hf import import_hf  # torch is slow to import; --help need not wait for it
 
     started = time.monotonic()

@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor, nn  # noqa: E402
 
 from megatron_longpo.data.render import load_tokenizer  # noqa: E402
-from megatron_longpo.errors import UserError  # noqa: E402
+from megatron_longpo.errors import UserError, one_line  # noqa: E402
 from megatron_longpo.hf.config import architecture, read_json_object  # noqa: E402
 from megatron_longpo.hf.folder import checkpoint_folder  # noqa: E402
 from megatron_longpo.hf.rope import rope_parameters  # noqa: E402
@@ -53,10 +53,10 @@ def verify_if_asked(args: argparse.Namespace, hf: Path, checkpoint: Path, iterat
         UserError: the logits differ, or a prompt cannot be used.
     """
     size = read_identity(checkpoint).num_parameters
-    wanted = size < LARGEST_BY_DEFAULT if args.verify is None else args.verify
-    if not wanted:
-        if args.verify is None:
-            print(f"not verified: {size:,} parameters; --verify compares the logits with transformers' all the same")
+    if args.verify is False:
+        return
+    if args.verify is None and args.verify_prompts is None and size >= LARGEST_BY_DEFAULT:
+        print(f"not verified: {size:,} parameters; --verify compares the logits with transformers' all the same")
         return
     prompts = _random_prompts(hf) if args.verify_prompts is None else _read_prompts(args.verify_prompts, hf)
     dtype = DTYPES.get(args.dtype)
@@ -85,7 +85,11 @@ def _read_prompts(file: Path, hf: Path) -> list[Tensor]:
     """Token ids [num_tokens] of each line with text."""
     tokenizer: Any = load_tokenizer(hf)
     prompts: list[Tensor] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--verify-prompts {file}: cannot be read ({error}); give a text file in UTF-8") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         prompts.append(torch.tensor(tokenizer(line)["input_ids"], dtype=torch.int64))
@@ -150,6 +154,20 @@ def _round(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def _hf_logits(hf: Path, prompts: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+    """As `_megatron_logits`.
+
+    Raises:
+        UserError: transformers cannot load the folder, or not run it.
+    """
+    try:
+        return _transformers_logits(hf, prompts, dtype)
+    except Exception as error:  # whatever a model makes of a wrong configuration
+        raise UserError(
+            f"transformers cannot run this model ({one_line(error)}); nothing was written (--no-verify writes it)"
+        ) from error
+
+
+def _transformers_logits(hf: Path, prompts: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 

@@ -10,12 +10,12 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from megatron_longpo.data.tokenise import IntArray
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,22 @@ def _files_of(given: Path) -> list[Path]:
         return [given]
     if not given.is_dir():
         raise UserError(f"{given}: no such file or folder; give save_to_disk folders, .arrow or .parquet files")
-    if (splits := given / "dataset_dict.json").is_file():
-        names = cast(dict[str, list[str]], json.loads(splits.read_text(encoding="utf-8"))).get("splits", [])
-        raise UserError(f"{given}: a folder of several splits ({', '.join(names)}); give one, like {given}/{names[0]}")
+    if (given / "dataset_dict.json").is_file():
+        names = sorted(path.parent.name for path in given.glob("*/state.json"))
+        example = f", like {given / names[0]}" if names else ""
+        raise UserError(
+            f"{given}: a folder of several splits ({', '.join(names) or 'none of them here'}); give one{example}"
+        )
     state = given / "state.json"
     if not state.is_file():
         raise UserError(f"{given}: no save_to_disk folder (it has no state.json); give such a folder, or files")
     with _readable(state):
-        return [given / entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+        files = [given / entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    if not files:
+        raise UserError(
+            f"{state}: names no file, so the folder holds no row; leave it out, or check how it was written"
+        )
+    return files
 
 
 def _open(path: Path) -> ArrowFile:
@@ -152,6 +160,11 @@ def _readable(path: Path) -> Generator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are OSError and ValueError
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason}); copy or write it again") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:  # pyarrow's errors are OSError and ValueError
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); copy or write it again") from error

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateSyntaxError
 
 from megatron_longpo.data.tokenizer import chat_template_of
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -136,8 +136,7 @@ def apply_template(
     except TemplateSyntaxError as error:
         raise UserError(f"line {error.lineno} of the chat template is not valid Jinja ({error.message})") from error
     except Exception as error:  # a template is a program of the user's: whatever it raises is a fault in their input
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"the chat template fails on this conversation ({reason})") from error
+        raise UserError(f"the chat template fails on this conversation ({one_line(error)})") from error
     assert isinstance(text, str)
     return text
 
@@ -149,13 +148,13 @@ def _stand_in(text: str) -> str:
 
 def _changed_range(text: str, probe: str) -> tuple[int, int]:
     """The range of ``text`` in which it differs from ``probe``."""
-    start = _num_common(text, probe)
+    start = num_common(text, probe)
     longest = min(len(text), len(probe)) - start
-    num_trailing = _num_common(text[len(text) - longest :][::-1], probe[len(probe) - longest :][::-1])
+    num_trailing = num_common(text[len(text) - longest :][::-1], probe[len(probe) - longest :][::-1])
     return start, len(text) - num_trailing
 
 
-def _num_common(a: str, b: str) -> int:
+def num_common(a: str, b: str) -> int:
     """Length of the longest common beginning."""
     shorter = min(len(a), len(b))
     return next((index for index in range(shorter) if a[index] != b[index]), shorter)
@@ -168,7 +167,7 @@ def _num_leading_blanks(text: str) -> int:
 def _require_prefix(prefix: str, text: str) -> None:
     if text.startswith(prefix):
         return
-    position = _num_common(prefix, text)
+    position = num_common(prefix, text)
     raise UserError(
         "the chat template is not prefix-stable: a conversation is not rendered as the beginning of the longer one"
         f" (at character {position}: {prefix[position : position + 24]!r}, then {text[position : position + 24]!r});"

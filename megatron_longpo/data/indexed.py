@@ -128,23 +128,28 @@ class PairWriter:
         """Count a pair that was left out because it was too long."""
         self._num_skipped += 1
 
-    def finish(self, inputs: Sequence[InputFile]) -> Manifest:
+    def finish(self, inputs: Sequence[InputFile], num_bad: int = 0) -> Manifest:
         """Write the index, spans and manifest and put all files into place.
+
+        Args:
+            num_bad: rows that were left out because they could not be used.
 
         Raises:
             UserError: no pair was added, or the disk is full; nothing is left behind.
         """
         if not self._spans:
+            bad = f", {num_bad} bad rows left out" if num_bad else ""
             raise UserError(
                 f"{self.prefix}: no pair is left ({self._num_skipped} skipped for their length, limit"
-                f" {self._settings['max_length']}); raise --max-length or choose --overlong truncate"
+                f" {self._settings['max_length']}{bad}); raise --max-length or choose --overlong truncate"
+                f"{', and correct the rows' if num_bad else ''}"
             )
         with _full_disk_named(self.prefix):
             self._records.close()
             self._builder.finalize(str(self._partial[".idx"]))
             with self._partial[".spans.npy"].open("wb") as file:
                 np.save(file, _as_array(self._spans, 4, 2))
-            manifest = self._manifest(inputs)
+            manifest = self._manifest(inputs, num_bad)
             self._partial[".manifest.json"].write_text(manifest.to_json(), encoding="utf-8")
             self._put_into_place()
         self._finished = True
@@ -160,7 +165,7 @@ class PairWriter:
                 dataset_file(self.prefix, suffix).unlink(missing_ok=True)
             raise
 
-    def _manifest(self, inputs: Sequence[InputFile]) -> Manifest:
+    def _manifest(self, inputs: Sequence[InputFile], num_bad: int) -> Manifest:
         long, short = _as_array(self._long_lengths, 3), _as_array(self._short_lengths, 3)
         return Manifest(
             format_version=FORMAT_VERSION,
@@ -168,6 +173,7 @@ class PairWriter:
             dtype=np.dtype(self._dtype).name,
             num_pairs=len(long),
             num_skipped=self._num_skipped,
+            num_bad=num_bad,
             num_truncated=self._num_truncated,
             num_removed=self._num_removed,
             inputs=tuple(inputs),

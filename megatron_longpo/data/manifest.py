@@ -52,6 +52,8 @@ class Manifest:
     """What happened to conversations over the limit: refuse, truncate or skip."""
     num_skipped: int
     """Pairs left out because they were too long."""
+    num_bad: int = 0
+    """Rows left out because they could not be used; no field of older datasets."""
     num_truncated: int
     """Pairs that lost context tokens."""
     num_removed: int
@@ -104,7 +106,7 @@ def read_manifest(path: Path) -> Manifest:
         record["histogram"] = tuple((int(bound), int(count)) for bound, count in record["histogram"])
         record["lengths"] = {name: tuple(summary) for name, summary in record["lengths"].items()}
         return Manifest(**record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a manifest of a dataset ({error}); build the dataset again") from error

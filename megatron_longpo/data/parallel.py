@@ -10,16 +10,17 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_longpo.data.pair import parse_pair
 from megatron_longpo.data.render import Overlong, RenderedPair, load_tokenizer, render_pair
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import TooLong, UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,21 +48,42 @@ class RenderedLine:
 
 
 def render_lines(
-    lines: Iterable[tuple[str, bytes]], settings: RenderSettings, num_workers: int
+    lines: Iterable[tuple[str, bytes]],
+    settings: RenderSettings,
+    num_workers: int,
+    on_bad: Callable[[UserError], None] | None = None,
 ) -> Generator[RenderedLine]:
     """Parse, validate and render ``(FILE:LINE, line)`` one by one; close the generator to stop the workers.
+
+    Args:
+        on_bad: called with what is wrong with a line, in the place of raising it, unless the pair is too long.
 
     Raises:
         UserError: of the first bad line in the order of the input, with its FILE:LINE; or a worker was killed.
     """
     if num_workers == 1:
-        return (_render_line(settings, where, line) for where, line in lines)
-    return _render_on_workers(lines, settings, num_workers)
+        results = (functools.partial(_render_line, settings, where, line) for where, line in lines)
+    else:
+        results = _results_of_workers(lines, settings, num_workers)
+    with closing(results):
+        for result in results:
+            try:
+                rendered = result()
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a worker process was killed, most likely for lack of memory; give fewer --workers"
+                ) from error
+            except UserError as error:
+                if on_bad is None or isinstance(error, TooLong):
+                    raise
+                on_bad(error)
+                continue
+            yield rendered
 
 
-def _render_on_workers(
+def _results_of_workers(
     lines: Iterable[tuple[str, bytes]], settings: RenderSettings, num_workers: int
-) -> Generator[RenderedLine]:
+) -> Generator[Callable[[], RenderedLine]]:
     # Forked from a process without threads that has the slow imports behind it: safer than fork, faster than spawn.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["transformers.models.auto.tokenization_auto"])
@@ -71,11 +93,9 @@ def _render_on_workers(
         for where, line in lines:
             waiting.append(pool.submit(_render_line, settings, where, line))
             if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
+                yield waiting.popleft().result
         while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, most likely for lack of memory; give fewer --workers") from error
+            yield waiting.popleft().result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -103,5 +123,5 @@ def _render_line(settings: RenderSettings, where: str, line: bytes) -> RenderedL
         tokenizer = _tokenizer(settings.tokenizer, settings.chat_template)
         rendered = render_pair(pair, tokenizer, settings.max_length, settings.overlong)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
     return RenderedLine(where, len(line), pair.id, pair.meta, rendered)

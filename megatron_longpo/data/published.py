@@ -18,7 +18,7 @@ import numpy as np
 from megatron_longpo.data.labels import Conversation, Template, num_equal, read_conversation
 from megatron_longpo.data.render import Branch, Overlong, RenderedPair, TrunkAndBranches
 from megatron_longpo.data.tokenise import IntArray
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import TooLong, UserError
 
 RAW_COLUMNS = ("prompt", "short_prompts", "questions", "chosens", "rejecteds")
 SIDES = ("chosen", "rejected", "ref_chosen", "ref_rejected")
@@ -71,7 +71,7 @@ def recover_pair(
         row: column -> its innermost lists: one for the long conversation, one a turn for the short ones.
 
     Raises:
-        UserError: the row cannot be recovered, or is too long and ``overlong`` is ``refuse``.
+        UserError: the row cannot be recovered, or (`TooLong`) is too long and ``overlong`` is ``refuse``.
     """
     found = {side: _conversations(row, side, template) for side in SIDES}
     for side in ("chosen", "rejected"):
@@ -96,7 +96,7 @@ def recover_pair(
         return rendered
     if overlong == "skip":
         return None
-    raise UserError(
+    raise TooLong(
         f"a conversation of {longest} tokens, more than the limit of {max_length} (--max-length); raise the limit, or"
         " choose --overlong skip"
     )

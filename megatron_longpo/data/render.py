@@ -34,7 +34,7 @@ from megatron_longpo.data.tokenizer import (
     tokenizer_fingerprint,
     vocabulary_size,
 )
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import TooLong, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -123,7 +123,7 @@ def render_pair(
 
     Raises:
         UserError: the template is unusable, a text holds a control token of the tokenizer, an answer's border is not
-            a border between tokens, or the pair is too long. The message names the pair.
+            a border between tokens, or (`TooLong`) the pair is too long. The message names the pair.
     """
     codec = codec_of(tokenizer, chat_template_of(tokenizer))
     try:
@@ -137,7 +137,7 @@ def render_pair(
         ]
         rendered = [_render_conversation(pair, what, codec, max_length, overlong) for what in conversations]
     except UserError as error:
-        raise UserError(f"pair {pair.id!r}: {error}") from error
+        raise type(error)(f"pair {pair.id!r}: {error}") from error
     if overlong == "skip" and any(conversation.lengths.longer > max_length for conversation, _ in rendered):
         return None
     (long, _), *shorts = rendered
@@ -174,13 +174,13 @@ def _render_conversation(
         if num_excess <= 0 or overlong == "skip":
             return both, 0
         if overlong == "refuse":
-            raise UserError(
+            raise TooLong(
                 f"{both.lengths.longer} tokens, more than the limit of {max_length} (--max-length): shorten the"
                 " context, raise the limit, or choose --overlong truncate or skip"
             )
         cut, cut_end = _middle_of_context(chosen, num_excess, max_length)
     except UserError as error:
-        raise UserError(f"{conversation.name}: {error}") from error
+        raise type(error)(f"{conversation.name}: {error}") from error
     trunk = np.concatenate([both.trunk[:cut], both.trunk[cut_end:]])
     return TrunkAndBranches(trunk, both.chosen, both.rejected), cut_end - cut
 
@@ -200,7 +200,7 @@ def _middle_of_context(tokens: Tokens, num_excess: int, max_length: int) -> tupl
     while cut_end < last and tokens.starts[cut_end] < tokens.ends[cut_end - 1]:
         cut_end += 1
     if cut <= first or cut_end >= last:
-        raise UserError(
+        raise TooLong(
             f"{num_excess} tokens must go to fit the limit of {max_length} (--max-length), but the context has only"
             f" {max(last - first, 0)}: shorten the instructions or answers, raise the limit, or choose --overlong skip"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from megatron_longpo.data.spm import is_bare, load_bare
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, one_line
 
 if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads a dataset does not wait for it
     from transformers import PreTrainedTokenizerFast
@@ -36,7 +36,7 @@ def load_tokenizer(directory: Path, chat_template: str | None = None) -> "PreTra
         raise
     except Exception as error:  # whatever a broken or foreign folder makes the loaders raise is the folder's fault
         raise UserError(
-            f"{directory}: no tokenizer can be loaded ({_first_line(error)}); the folder needs tokenizer.json and"
+            f"{directory}: no tokenizer can be loaded ({one_line(error)}); the folder needs tokenizer.json and"
             " tokenizer_config.json, or a sentencepiece tokenizer.model; code from the folder is never run"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -113,8 +113,3 @@ def _load(directory: Path) -> object:
 
     loader: Any = AutoTokenizer
     return loader.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

@@ -175,12 +175,13 @@ def _rows(settings: Settings) -> Iterable[Sequence[str]]:
 
 
 def _metrics(facts: CardFacts) -> str:
-    names = [name for name in _METRICS if any(name in line for line in facts.metrics.values())]
-    rows = (
-        (name.replace("_", " "), *(f"{line[name]:.6g}" if name in line else "" for line in facts.metrics.values()))
-        for name in names
-    )
-    return _table(("metric", *facts.metrics), rows)
+    rows = [(name, [line.get(name) for line in facts.metrics.values()]) for name in _METRICS]
+    shown = [(name, [f"{value:.6g}" if _is_number(value) else "" for value in values]) for name, values in rows]
+    return _table(("metric", *facts.metrics), ((name.replace("_", " "), *cells) for name, cells in shown if any(cells)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

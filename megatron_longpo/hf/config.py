@@ -20,6 +20,7 @@ _DEFAULT_NUM_KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}  # Llama
 _DEFAULT_QWEN3_HEAD_DIM = 128  # of the others: hidden_size / num_attention_heads
 _DEFAULT_WINDOW = 4096  # of Mistral, Qwen2 and Qwen3
 _DEFAULT_QWEN_MAX_WINDOW_LAYERS = 28
+_MOST_LAYERS = 10_000  # every layer has names of its own to look for
 _EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -56,6 +57,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a folder that holds it") from None
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{path}: {error.strerror}; it must be a JSON file in a folder") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for JSON settings; restore the file from its source") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: not valid JSON ({error}); restore the file from its source") from None
@@ -92,7 +97,7 @@ def architecture(hf_config: Mapping[str, Any]) -> Architecture:
     if head_dim % 2:
         _refuse("head_dim", head_dim, "rotary embeddings turn pairs of dimensions, so it must be even")
     return Architecture(
-        num_layers=_positive_int(hf_config, "num_hidden_layers"),
+        num_layers=_positive_int(hf_config, "num_hidden_layers", most=_MOST_LAYERS),
         hidden_size=hidden_size,
         ffn_hidden_size=_positive_int(hf_config, "intermediate_size"),
         num_heads=num_heads,
@@ -166,15 +171,15 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
 def _refuse_sliding_window(config: Mapping[str, Any], model_type: str) -> None:
     """A window hides the trunk from the branches, so a long context would not be seen at all."""
     advice = 'only full attention is supported; set "sliding_window": null if the model was trained without a window'
-    if model_type == "mistral":
-        window = config.get("sliding_window", _DEFAULT_WINDOW)
+    layer_types: Any = config.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        _refuse("layer_types", layer_types, "only 'full_attention' is supported")
+    if model_type in ("llama", "mistral"):  # transformers windows the cache of a Llama that has the field, too
+        window = config.get("sliding_window", _DEFAULT_WINDOW if model_type == "mistral" else None)
         if window is not None:
             absent = "" if "sliding_window" in config else " (the default where the field is absent)"
             _refuse("sliding_window", window, f"{advice}{absent}")
-    if model_type in ("qwen2", "qwen3"):
-        layer_types: Any = config.get("layer_types") or []
-        if any(kind != "full_attention" for kind in layer_types):
-            _refuse("layer_types", sorted(set(map(str, layer_types))), "only 'full_attention' is supported")
+    else:
         full_layers = config.get("max_window_layers", _DEFAULT_QWEN_MAX_WINDOW_LAYERS)
         if not isinstance(full_layers, int):
             _refuse("max_window_layers", full_layers, "it must be a whole number")
@@ -183,10 +188,10 @@ def _refuse_sliding_window(config: Mapping[str, Any], model_type: str) -> None:
             _refuse("use_sliding_window", True, "only full attention is supported; set it to false")
 
 
-def _positive_int(config: Mapping[str, Any], field: str) -> int:
+def _positive_int(config: Mapping[str, Any], field: str, most: int = 2**31 - 1) -> int:
     value = config.get(field)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse(field, value, "it must be a whole number above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        _refuse(field, value, f"it must be a whole number from 1 to {most}")
     return value
 
 

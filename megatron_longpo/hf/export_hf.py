@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from megatron_longpo.data.tokenizer import chat_template_of, load_tokenizer
-from megatron_longpo.files import atomic_directory
+from megatron_longpo.files import atomic_directory, refuse_inside
 from megatron_longpo.hf.card import CARD, CardFacts, base_model, front_matter, model_card
 from megatron_longpo.hf.folder import open_checkpoint, step_of
-from megatron_longpo.hf.generation import complete_generation_config
+from megatron_longpo.hf.generation import complete_generation_config, read_generation_config
 from megatron_longpo.hf.recipe import metrics_at, recipe_at
 from megatron_longpo.hf.safetensors_file import write_safetensors
 from megatron_longpo.hf.sidecar import HF_FOLDER, copy_hf_files, read_hf_config, write_hf_config
@@ -49,7 +49,9 @@ def export_hf(
             is written from is broken.
         FileExistsError: ``output`` is not empty.
     """
+    refuse_inside(output, checkpoint)
     config = read_hf_config(checkpoint)
+    generation = read_generation_config(checkpoint / HF_FOLDER)
     weights = open_checkpoint(checkpoint, iteration)
     dtypes = {name: DTYPES.get(dtype, weights.dtype(name)) for name in weights.names()}
     tokenizer = load_tokenizer(checkpoint / HF_FOLDER)
@@ -60,7 +62,7 @@ def export_hf(
         (folder / CARD).write_text(card, encoding="utf-8")  # in the place of the imported model's own
         _record_dtype(config, set(dtypes.values()))
         write_hf_config(folder, config)
-        complete_generation_config(folder, tokenizer)
+        complete_generation_config(folder, generation, tokenizer)
         num_bytes = _write_safetensors(folder, weights, dtypes)
         if verify is not None:
             verify(folder)

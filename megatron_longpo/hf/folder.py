@@ -30,7 +30,7 @@ def checkpoint_folder(checkpoint: Path, iteration: int | None = None) -> Path:
         tracker = checkpoint / TRACKER_FILE
         if not tracker.is_file():
             raise UserError(f"{tracker} does not exist; give the folder that import-hf or --save wrote")
-        latest = tracker.read_text(encoding="utf-8").strip()
+        latest = tracker.read_text(encoding="utf-8", errors="replace").strip()
         if latest != RELEASE and not latest.isdecimal():
             raise UserError(f"{tracker}: holds {latest[:40]!r}, needs a number or 'release'; give an --iteration")
         name = RELEASE if latest == RELEASE else f"iter_{int(latest):07d}"

@@ -14,7 +14,25 @@ if TYPE_CHECKING:
 GENERATION_CONFIG = "generation_config.json"
 
 
-def complete_generation_config(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> None:
+def read_generation_config(folder: Path) -> dict[str, Any] | None:
+    """``FOLDER/generation_config.json``, None if there is none.
+
+    Raises:
+        UserError: it is no JSON object, or its ``eos_token_id`` no token id and no list of them.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.is_file():
+        return None
+    config = read_json_object(path)
+    ends = config.get("eos_token_id")
+    if ends is not None and any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends])):
+        raise UserError(f"{path}: eos_token_id is {ends!r}; it must be a token id or a list of them: correct it")
+    return config
+
+
+def complete_generation_config(
+    folder: Path, stored: dict[str, Any] | None, tokenizer: "PreTrainedTokenizerFast"
+) -> None:
     """Make ``FOLDER/generation_config.json`` if there is none, and count the end of turn among its ends of sequence.
 
     A model that was trained to end its answers with a token that generation does not know never stops. Everything else
@@ -22,13 +40,9 @@ def complete_generation_config(folder: Path, tokenizer: "PreTrainedTokenizerFast
 
     Args:
         folder: with its ``config.json``.
+        stored: what `read_generation_config` says of the folder.
         tokenizer: the folder's.
-
-    Raises:
-        UserError: the file is no JSON object.
     """
-    path = folder / GENERATION_CONFIG
-    stored = read_json_object(path) if path.is_file() else None
     config = _from_model_config(folder) if stored is None else dict(stored)
     ends = _ends_of_sequence(config, read_json_object(folder / "config.json"))
     end_of_turn = _end_of_turn(tokenizer)
@@ -36,7 +50,7 @@ def complete_generation_config(folder: Path, tokenizer: "PreTrainedTokenizerFast
         ends.append(end_of_turn)
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     if config != stored:
-        write_json(path, config)
+        write_json(folder / GENERATION_CONFIG, config)
 
 
 def _from_model_config(folder: Path) -> dict[str, Any]:

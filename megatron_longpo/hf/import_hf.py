@@ -14,15 +14,17 @@ from tqdm import tqdm
 
 from megatron_longpo.data.render import read_chat_template, tokenizer_fingerprint, vocabulary_size
 from megatron_longpo.errors import UserError
-from megatron_longpo.files import atomic_directory
+from megatron_longpo.files import atomic_directory, refuse_inside
 from megatron_longpo.hf.card import front_matter
 from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
 from megatron_longpo.hf.fingerprint import Fingerprint
 from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
+from megatron_longpo.hf.generation import read_generation_config
 from megatron_longpo.hf.names import NameRule, extra_state_keys, name_table
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import FORMAT_VERSION, HF_FOLDER, Identity, copy_hf_files, write_identity
-from megatron_longpo.hf.tokenizer import complete_tokenizer
+from megatron_longpo.hf.source import check_source
+from megatron_longpo.hf.tokenizer import complete_tokenizer, usable_tokenizer
 from megatron_longpo.hf.torch_dist import Chunk, write_checkpoint
 from megatron_longpo.hf.weights import DTYPES, SafetensorsFolder, dtype_label, read_checked
 
@@ -51,11 +53,19 @@ def import_hf(
         UserError: the model, its files, a value in them or the template is not usable.
         FileExistsError: ``output`` is not empty.
     """
+    if not hf.is_dir():
+        raise UserError(f"--hf {hf}: no such folder; give a Hugging Face folder")
+    refuse_inside(output, hf)
     template = read_chat_template(chat_template) if chat_template else None
     config = read_json_object(hf / "config.json")
-    megatron_options(config)  # refuses what Megatron would compute differently, before any work
-    front_matter(hf)  # refuses what the export's card could not take over
+    # What Megatron would compute differently, or the export could not take over, is refused before any work.
+    megatron_options(config)
+    check_source(hf)
+    front_matter(hf)
+    read_generation_config(hf)
     shape = architecture(config)
+    tokenizer = usable_tokenizer(hf, template, chat_template)
+    _check_vocabulary(vocabulary_size(tokenizer), shape.vocab_size)
     weights = SafetensorsFolder(hf)
     rules = name_table(shape)
     names = _check_names(weights, rules, shape.num_layers)
@@ -63,8 +73,7 @@ def import_hf(
     _check_dtypes(weights, rules, shape.num_layers, dtypes)
     with atomic_directory(output) as folder:
         copy_hf_files(hf, folder / HF_FOLDER)
-        tokenizer = complete_tokenizer(folder / HF_FOLDER, template, chat_template)
-        _check_vocabulary(vocabulary_size(tokenizer), shape.vocab_size)
+        complete_tokenizer(folder / HF_FOLDER, tokenizer, template)
         (folder / RELEASE).mkdir()
         source = _Source(weights, dtypes)
         chunks = _chunks(rules, shape.num_layers, source)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.hf.card_text import METHODS
 from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.sidecar import write_json
 
@@ -55,15 +56,36 @@ def recipe_at(checkpoint: Path, step: int) -> list[Stage]:
     if stored.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is {stored.get('format_version')!r}, needs {FORMAT_VERSION}")
     try:
-        stages = [
-            Stage(stage.get("num_steps", step), tuple(Stretch(**stretch) for stretch in stage["stretches"]))
-            for stage in stored["stages"]
-        ]
-        running = stages.pop()
-        kept = tuple(stretch for stretch in running.stretches if stretch.after_step < step)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: not a recipe ({error!r}); restore it, or delete it to go on without") from error
+        *before, last = stored["stages"]
+        stages = [_stage(stage, stage["num_steps"]) for stage in before]
+        running = _stage(last, step)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not a recipe ({reason}); restore it, or delete it to go on without") from error
+    kept = tuple(stretch for stretch in running.stretches if stretch.after_step < step)
     return [*stages, Stage(step, kept)] if kept else stages
+
+
+def _stage(stored: dict[str, Any], num_steps: int) -> Stage:
+    stretches = tuple(Stretch(**stretch) for stretch in stored["stretches"])
+    if not stretches:
+        raise ValueError("a stage without stretches")
+    for number in (num_steps, *(stretch.after_step for stretch in stretches)):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{number!r} is no number of steps")
+    for stretch in stretches:
+        _check_settings(stretch.settings)
+    return Stage(num_steps, stretches)
+
+
+def _check_settings(settings: Any) -> None:
+    """Sections of named values, and the two of them that the card's sentences are made of."""
+    if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
+        raise ValueError("settings that are no sections of named values")
+    if (name := settings["objective"]["name"]) not in METHODS:
+        raise ValueError(f"the objective {name!r} is none of {', '.join(METHODS)}")
+    if not isinstance(version := settings["versions"]["megatron-longpo"], str):
+        raise ValueError(f"versions.megatron-longpo is {version!r}")
 
 
 def record_recipe(save: Path, loaded: Path, loaded_step: int, first_step: int, settings: Settings) -> None:
@@ -100,16 +122,16 @@ def metrics_at(checkpoint: Path, step: int) -> dict[str, dict[str, Any]]:
     path = checkpoint / METRICS_FILE
     if step == 0 or not path.is_file():
         return {}
-    lines = [line for line in map(_parsed, path.read_text(encoding="utf-8").splitlines()) if line]
+    lines = [line for line in map(_parsed, path.read_text(encoding="utf-8", errors="replace").splitlines()) if line]
     train, valid = ([line for line in lines if line["split"] == split and line["step"] <= step] for split in SPLITS)
     chosen = [*train[-1:], *valid[:1], *valid[1:][-1:]]
     return {f"{SPLITS[line['split']]}, step {line['step']}": line for line in chosen}
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
-    """One line of the metrics file; None for one that a kill cut short."""
+    """One line of the metrics file; None for one that a kill cut short or that something else wrote."""
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and line.keys() >= {"split", "step"} else None
+    return line if isinstance(line, dict) and "split" in line and type(line.get("step")) is int else None

@@ -1,6 +1,5 @@
 """The tokenizer that travels with a checkpoint: whoever loads ``DIR/hf`` or the exported model gets the same ids."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from megatron_longpo.data.spm import is_bare
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.config import read_json_object
+from megatron_longpo.hf.sidecar import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -17,29 +17,35 @@ _TEMPLATE = "chat_template.jinja"
 _SETTINGS = "tokenizer_config.json"
 
 
-def complete_tokenizer(
-    folder: Path, chat_template: str | None, template_file: Path | None
-) -> "PreTrainedTokenizerFast":
-    """Load the tokenizer of ``folder``, a copy of a Hugging Face folder, and write there what the copy lacks.
-
-    That is ``tokenizer.json`` beside a bare sentencepiece model, which transformers would convert to other ids (see
-    `data/spm.py`), and the given chat template.
+def usable_tokenizer(folder: Path, chat_template: str | None, template_file: Path | None) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a Hugging Face folder, with the given chat template if there is one.
 
     Args:
         chat_template: Jinja source that takes the place of the folder's template.
         template_file: where that was read, for errors.
 
     Raises:
-        UserError: no usable tokenizer; a given template that no pair can be rendered with; or settings beside a bare
-            model that change its ids once there is a ``tokenizer.json``.
+        UserError: no usable tokenizer, or a given template that no pair can be rendered with.
     """
     tokenizer = load_tokenizer(folder, chat_template)
     if chat_template is not None:
         check_chat_template(tokenizer, template_file)
+    return tokenizer
+
+
+def complete_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerFast", chat_template: str | None) -> None:
+    """Write into ``folder``, a copy of the folder that ``tokenizer`` was loaded from, what the copy lacks.
+
+    That is ``tokenizer.json`` beside a bare sentencepiece model, which transformers would convert to other ids (see
+    `data/spm.py`), and the given chat template.
+
+    Raises:
+        UserError: settings beside a bare model change its ids once there is a ``tokenizer.json``.
+    """
+    if chat_template is not None:
         _write_template(folder, chat_template)
     if is_bare(folder):
         _write_converted(folder, tokenizer)
-    return tokenizer
 
 
 def _write_template(folder: Path, chat_template: str) -> None:
@@ -48,14 +54,14 @@ def _write_template(folder: Path, chat_template: str) -> None:
         partial.write_text(chat_template, encoding="utf-8")
     settings = _settings(folder)
     if settings.pop("chat_template", None) is not None:
-        _write_settings(folder, settings)
+        write_json(folder / _SETTINGS, settings)
 
 
 def _write_converted(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> None:
     """What the folder's own settings say stays; what they leave open is written as it was taken."""
     settings = _settings(folder)
     tokenizer.save_pretrained(str(folder))
-    _write_settings(folder, _settings(folder) | settings)
+    write_json(folder / _SETTINGS, _settings(folder) | settings)
     if tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer):
         raise UserError(
             f"{_SETTINGS}: with these settings transformers reads the sentencepiece model otherwise once it is saved as"
@@ -65,8 +71,3 @@ def _write_converted(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> None
 
 def _settings(folder: Path) -> dict[str, Any]:
     return read_json_object(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
-
-
-def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    with atomic_file(folder / _SETTINGS) as partial:
-        partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, T
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.hf.config import read_json_object
 
 FORMAT_FILE = "metadata.json"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
@@ -97,15 +98,14 @@ class CheckpointReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._reader = FileSystemReader(directory)
+        for name in (FORMAT_FILE, _INDEX_FILE):
+            if not (directory / name).exists():
+                raise UserError(f"{directory} lacks {name}: no complete checkpoint; choose another iteration")
+        form = read_json_object(directory / FORMAT_FILE)
         try:
-            form = json.loads((directory / FORMAT_FILE).read_text(encoding="utf-8"))
             metadata = self._reader.read_metadata()
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{directory} lacks {Path(error.filename).name}: no complete checkpoint; choose another iteration"
-            ) from None
-        except (ValueError, EOFError, pickle.UnpicklingError) as error:
-            self._fail(f"{FORMAT_FILE} or {_INDEX_FILE}", error)
+        except Exception as error:  # whatever unpickling another file raises
+            self._fail(_INDEX_FILE, error)
         if form.get("sharded_backend") != _FORMAT["sharded_backend"]:
             raise UserError(
                 f"{directory / FORMAT_FILE}: checkpoint format {form.get('sharded_backend')!r}, needs 'torch_dist'; "
@@ -148,7 +148,7 @@ class CheckpointReader:
         return planner.target
 
     def _fail(self, what: str, error: Exception) -> NoReturn:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{self.directory}: cannot read {what} ({reason}); a file is missing or damaged") from error
 
 

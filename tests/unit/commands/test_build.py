@@ -228,3 +228,19 @@ def test_an_existing_dataset_is_kept_unless_told(
     assert len(PairReader(folder / "set")) == 2
     assert build(three, tokenizer, folder / "set", overwrite=True) == 0
     assert len(PairReader(folder / "set")) == 3
+
+
+def test_an_input_is_read_once_and_never_replaced(
+    tokenizer_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given twice, all its ids would come twice; named like one of the output's files, --overwrite would replace it."""
+    source = write_jsonl(tmp_path / "set.pairs.jsonl", [make_record()])
+    before = source.read_bytes()
+    argv = ["build", "--tokenizer", str(tokenizer_folders["chatml"]), "--max-length", "4000", "--overwrite", "--input"]
+    assert main([*argv, str(source), "--output", str(tmp_path / "set")]) == 2
+    assert f"its files would replace the --input {source}; choose another name" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(source)
+    assert main([*argv, str(source), str(tmp_path / "link"), "--output", str(tmp_path / "out")]) == 2
+    assert f"error: {tmp_path / 'link'}: given twice; name every input once\n" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "set.pairs.jsonl"]
+    assert source.read_bytes() == before

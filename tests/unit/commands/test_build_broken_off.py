@@ -92,7 +92,9 @@ def test_interrupted_it_leaves_no_process_and_no_dataset(
         process.kill()
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
-        assert errors == "megatron-longpo build: interrupted\n"
+        # On a busy machine it takes long enough for a line of progress.
+        told = [line for line in errors.splitlines() if not line.startswith("build: ")]
+        assert told == ["megatron-longpo build: interrupted"]
         assert list(folder.iterdir()) == []
     else:
         # Nothing can clean up after a kill; what it leaves is not a dataset, and the next build replaces it.

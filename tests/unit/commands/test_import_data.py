@@ -1,5 +1,6 @@
 """commands/import_data.py: published files give the dataset that `build` makes; a fault is one line."""
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -166,8 +167,27 @@ def no_row(path: Path, tokenizer: Any) -> Path:
 
 
 def several_splits(path: Path, tokenizer: Any) -> Path:
-    (path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (path / "dataset_dict.json").write_text("broken")
+    for name in ("train", "test"):
+        (path / name).mkdir()
+        (path / name / "state.json").touch()
     return path
+
+
+def state_of(content: str) -> Callable[[Path, Any], Path]:
+    def write(path: Path, tokenizer: Any) -> Path:
+        (path / "state.json").write_text(content)
+        return path
+
+    return write
+
+
+def not_utf8(path: Path, tokenizer: Any) -> Path:
+    """Arrow does not look into the texts it carries."""
+    table = pyarrow.Table.from_pylist([raw_row(record) for record in RECORDS])
+    broken = pyarrow.array([b"\xff\xfe"] * len(RECORDS), pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(table.set_column(table.column_names.index("prompt"), "prompt", broken), path / "pairs.parquet")
+    return path / "pairs.parquet"
 
 
 def column_dropped(name: str) -> Callable[[Rows], None]:
@@ -203,7 +223,14 @@ REFUSALS: dict[str, tuple[Callable[[Path, Any], Path], str]] = {
     "cut": (cut_in_the_middle, "pairs.arrow: cannot be read ("),
     "not arrow": (not_arrow, "pairs.arrow: cannot be read ("),
     "no parquet": (no_parquet, "pairs.parquet: cannot be read ("),
-    "splits": (several_splits, "a folder of several splits (train, test); give one, like "),
+    "splits": (several_splits, "a folder of several splits (test, train); give one, like "),
+    "no splits": (
+        lambda path, _: (path / "dataset_dict.json").touch() or path,
+        "a folder of several splits (none of them here); give one",
+    ),
+    "state": (state_of("[" * 100_000), "state.json: cannot be read (RecursionError"),
+    "state without files": (state_of('{"_data_files": []}'), "state.json: names no file, so the folder holds no row"),
+    "not utf-8": (not_utf8, "row 0: a text is not UTF-8 ("),
     "no folder of datasets": (lambda path, _: path, "no save_to_disk folder (it has no state.json)"),
     "missing": (lambda path, _: path / "pairs.arrow", "no such file or folder; give"),
 }
@@ -257,3 +284,32 @@ def test_without_pyarrow_the_line_says_what_to_install(
         (tmp_path / name).write_bytes(b"something")
         assert import_data(tmp_path / name, tokenizer_folders["chatml"], tmp_path / "set") == 2
         assert error_line(capsys).endswith("install it: pip install 'megatron-longpo[arrow]'")
+
+
+def other_question(path: Path, tokenizer: Any) -> Path:
+    """In row 3 the short conversations ask something else, and are answered the same."""
+    rows = [tokenised_row(record, tokenizer, STYLES["chatml"][1]) for record in RECORDS]
+    record = copy.deepcopy(RECORDS[3])
+    record["turns"][2]["instruction"] = "Something else?"
+    other = tokenised_row(record, tokenizer, STYLES["chatml"][1])
+    rows[3] |= {name: other[name] for name in other if name.startswith("ref_")}
+    return write_stream(path / "pairs.arrow", rows)
+
+
+def test_the_short_conversation_asks_the_same(
+    tokenizer_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = other_question(tmp_path, load_tokenizer(tokenizer_folders["chatml"]))
+    assert import_data(source, tokenizer_folders["chatml"], tmp_path / "set") == 2
+    line = error_line(capsys)
+    assert line.startswith(f"{source}: row 3: turn 2 asks ") and "Something else?" in line
+
+
+def test_inputs_are_not_replaced(
+    tokenizer_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_parquet(tmp_path / "set.bin", [raw_row(RECORDS[0])])
+    before = source.read_bytes()
+    assert import_data(source, tokenizer_folders["chatml"], tmp_path / "set", "--overwrite") == 2
+    assert error_line(capsys).startswith(f"--output {tmp_path / 'set'}: its files would replace the --input {source}")
+    assert source.read_bytes() == before

@@ -110,6 +110,9 @@ def test_whole_rotary_base_is_an_int() -> None:
         ({**QWEN2, "use_sliding_window": True, "max_window_layers": 2}, "use_sliding_window is true"),
         ({**QWEN2, "max_window_layers": None}, "max_window_layers is null"),
         ({**QWEN2, "layer_types": ["full_attention", "sliding_attention"] * 2}, "layer_types is"),
+        ({**LLAMA, "sliding_window": 4096}, "sliding_window is 4096; only full attention"),
+        ({**LLAMA, "layer_types": ["sliding_attention"] * 4}, "layer_types is"),
+        ({**MISTRAL, "layer_types": 4}, "layer_types is 4"),
         ({**LLAMA, "attention_bias": True}, "attention_bias is true"),
         ({**QWEN3, "attention_bias": True}, "attention_bias is true"),
         ({**QWEN3, "use_sliding_window": True, "max_window_layers": 2}, "use_sliding_window is true"),
@@ -121,6 +124,7 @@ def test_whole_rotary_base_is_an_int() -> None:
         ({**LLAMA, "hidden_size": "64"}, 'hidden_size is "64"'),
         ({**LLAMA, "hidden_size": 60}, "must be a multiple of 8"),
         ({**LLAMA, "num_hidden_layers": True}, "num_hidden_layers is true"),
+        ({**LLAMA, "num_hidden_layers": 10**30}, "it must be a whole number from 1 to 10000"),
         ({**LLAMA, "vocab_size": 0}, "vocab_size is 0"),
         ({**LLAMA, "max_position_embeddings": 1.5}, "max_position_embeddings is 1.5"),
         ({**LLAMA, "num_key_value_heads": 3}, "num_key_value_heads is 3; it must divide"),
@@ -144,6 +148,7 @@ def test_refused_by_name(config: dict[str, Any], message: str) -> None:
         (b"[1]", "holds a JSON list, needs an object"),
         (b'{"a": "\xff"}', "not valid JSON"),
         (b"", ":1: not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
@@ -158,3 +163,7 @@ def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_json_object(tmp_path / "config.json")
+    (tmp_path / "file").touch()
+    for path, message in ((tmp_path, "Is a directory"), (tmp_path / "file" / "config.json", "Not a directory")):
+        with pytest.raises(UserError, match=f"^{path}: {message}; it must be a JSON file"):
+            read_json_object(path)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.export_hf import export_hf
-from megatron_longpo.hf.generation import complete_generation_config
+from megatron_longpo.hf.generation import complete_generation_config, read_generation_config
 from megatron_longpo.hf.import_hf import import_hf
 from tests.tokenizers import chatml_tokenizer, llama3_tokenizer, mistral_tokenizer
 from tests.unit.hf.models import edit_config, save_model
@@ -24,7 +24,7 @@ def completed(folder: Path, stored: str | None) -> dict[str, object]:
     path.unlink(missing_ok=True)
     if stored is not None:
         path.write_text(stored)
-    complete_generation_config(folder, load_tokenizer(folder))
+    complete_generation_config(folder, read_generation_config(folder), load_tokenizer(folder))
     return json.loads(path.read_text())
 
 

@@ -1,5 +1,6 @@
 """Whatever is wrong with a Hugging Face folder is told by tensor and file, and nothing is left behind."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,8 +150,10 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere/config\.json does not exist"):
-        import_hf(tmp_path / "nowhere", tmp_path / "checkpoint")
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file"):
+        with pytest.raises(UserError, match=f"^--hf .*{name}: no such folder; give a Hugging Face folder"):
+            import_hf(tmp_path / name, tmp_path / "checkpoint")
 
 
 def test_vocabulary_of_another_model(tmp_path: Path) -> None:
@@ -179,14 +182,58 @@ def test_a_checkpoint_is_no_source(tmp_path: Path) -> None:
 def test_target_in_a_file(tmp_path: Path) -> None:
     """A read-only folder gives an OSError of the same kind; to root nothing is read-only."""
     hf = save_model(tmp_path / "hf")
-    with pytest.raises(NotADirectoryError, match=r"hf/config\.json is a file; choose another output"):
-        import_hf(hf, hf / "config.json" / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file is a file; choose another output"):
+        import_hf(hf, tmp_path / "file" / "out")
+    with pytest.raises(FileExistsError, match=r"file is a file; choose another output"):
+        import_hf(hf, tmp_path / "file")
+
+
+def test_target_in_the_source(tmp_path: Path) -> None:
+    """Or equal to it, also by another name."""
+    hf, checkpoint = save_model(tmp_path / "hf"), tmp_path / "checkpoint"
+    (tmp_path / "link").symlink_to(hf)
+    before = sorted(hf.rglob("*"))
+    for output in (hf / "out", tmp_path / "link" / "a" / "b", tmp_path / "none" / ".." / "hf" / "out"):
+        with pytest.raises(FileExistsError, match="hf, which is only read; choose another output"):
+            import_hf(hf, output)
+    for output in (hf, tmp_path / "link"):
+        with pytest.raises(FileExistsError, match="hf already exists and is not empty"):
+            import_hf(hf, output)
+    assert sorted(hf.rglob("*")) == before
+    import_hf(hf, checkpoint)
+    with pytest.raises(FileExistsError, match="checkpoint, which is only read; choose another output"):
+        export_hf(checkpoint, checkpoint / "hf" / "out")
+
+
+def test_paths_of_any_kind(tmp_path: Path) -> None:
+    """Blanks, letters beyond ASCII, a link to an empty folder, a link to where a folder shall be."""
+    hf = save_model(tmp_path / "ein Modell \u00fc \u4e2d")
+    (tmp_path / "hub").mkdir()
+    for path in hf.iterdir():  # as the Hub's cache keeps a model
+        (tmp_path / "hub" / path.name).symlink_to(path)
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "absent"):
+        (tmp_path / f"to {name}").symlink_to(tmp_path / name)
+    import_hf(tmp_path / "hub", tmp_path / "to empty")
+    import_hf(hf, tmp_path / "to absent")
+    export_hf(tmp_path / "to absent", tmp_path / "\u00e9t\u00e9 1")
+    assert (tmp_path / "empty" / "longpo.json").is_file() and (tmp_path / "absent" / "longpo.json").is_file()
+    assert (
+        load_file(tmp_path / "\u00e9t\u00e9 1" / "model.safetensors").keys()
+        == load_file(hf / "model.safetensors").keys()
+    )
 
 
 @pytest.mark.parametrize("name", [".metadata", "metadata.json"])
 def test_half_written_checkpoint(tmp_path: Path, name: str) -> None:
     import_hf(save_model(tmp_path / "hf"), tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / "release" / name).unlink()
+    path = tmp_path / "checkpoint" / "release" / name
+    for content in (b"", b"[]", b"null", b"\xff\xfe\x00", b"[" * 100_000, pickle.dumps({"a": 1})):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"release(/metadata.json|: cannot read {name})"):
+            export_hf(tmp_path / "checkpoint", tmp_path / "out")
+    path.unlink()
     with pytest.raises(UserError, match=f"release lacks {name}: no complete checkpoint"):
         export_hf(tmp_path / "checkpoint", tmp_path / "out")
     assert not (tmp_path / "out").exists()

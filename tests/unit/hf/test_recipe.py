@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from megatron_longpo.hf.recipe import Settings, Stage, Stretch, metrics_at, reci
 
 
 def settings(beta: float) -> Settings:
-    return {"objective": {"name": "longpo", "beta": beta}}
+    return {"objective": {"name": "longpo", "beta": beta}, "versions": {"megatron-longpo": "0.1"}}
 
 
 def test_begins_at_an_imported_checkpoint(tmp_path: Path) -> None:
@@ -79,6 +80,10 @@ def test_a_beginning_that_nobody_recorded(tmp_path: Path) -> None:
         ('{"format_version": 1, "stages": []}', "not a recipe"),
         ('{"format_version": 1, "stages": [{"num_steps": 1, "stretches": [{}]}]}', "not a recipe"),
         ("[]", "needs an object"),
+        ('{"format_version": 1, "sta', "recipe.json:1: not valid JSON"),
+        ('{"format_version": 1, "stages": 7}', "not a recipe"),
+        ('{"format_version": 1, "stages": [null]}', "not a recipe"),
+        ('{"format_version": 1, "stages": [{"stretches": []}]}', "a stage without stretches"),
     ],
 )
 def test_broken_recipe(tmp_path: Path, content: str, message: str) -> None:
@@ -88,11 +93,46 @@ def test_broken_recipe(tmp_path: Path, content: str, message: str) -> None:
     assert str(tmp_path / "recipe.json") in str(caught.value)
 
 
+SECTIONS = {"objective": {"name": "longpo"}, "versions": {"megatron-longpo": "0.1"}, "data": {"num_pairs": 3}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "stretch", "message"),
+    [
+        ({}, {"settings": None}, "settings that are no sections"),
+        ({}, {"settings": {**SECTIONS, "data": ["x"]}}, "settings that are no sections"),
+        ({}, {"settings": {**SECTIONS, "objective": {}}}, "KeyError: 'name'"),
+        ({}, {"settings": {"objective": {"name": "longpo"}}}, "KeyError: 'versions'"),
+        ({}, {"settings": {**SECTIONS, "objective": {"name": "magic"}}}, "objective 'magic' is none of longpo, "),
+        ({}, {"settings": {**SECTIONS, "objective": {"name": []}}}, "unhashable"),
+        ({}, {"settings": {**SECTIONS, "versions": {"megatron-longpo": 7}}}, "versions.megatron-longpo is 7"),
+        ({}, {"after_step": "x"}, "'x' is no number of steps"),
+        ({}, {"after_step": -1}, "-1 is no number of steps"),
+        ({"num_steps": 1.5}, {}, "1.5 is no number of steps"),
+        ({"num_steps": None}, {}, "None is no number of steps"),
+        ({}, {"more": 1}, "unexpected keyword argument"),
+    ],
+)
+def test_damaged_recipe(tmp_path: Path, stage: dict[str, Any], stretch: dict[str, Any], message: str) -> None:
+    """Of two stages, the fault in the first; what is damaged is told in one line, wherever it lies."""
+    whole = {"num_steps": 5, "stretches": [{"after_step": 0, "settings": SECTIONS}]}
+    stages = [whole | {"stretches": [whole["stretches"][0] | stretch]} | stage, whole]
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"format_version": 1, "stages": [whole, whole]}))
+    assert len(recipe_at(tmp_path, 3)) == 2
+    path.write_text(json.dumps({"format_version": 1, "stages": stages}))
+    with pytest.raises(UserError) as caught:
+        recipe_at(tmp_path, 3)
+    assert str(caught.value).startswith(f"{path}: not a recipe (") and "\n" not in str(caught.value)
+    assert message in str(caught.value)
+
+
 def test_metrics_of_a_step(tmp_path: Path) -> None:
     lines = [{"step": step, "split": "train", "loss": step / 10} for step in range(1, 7)]
     lines += [{"step": step, "split": "valid", "loss": -step} for step in (0, 2, 4, 6)]
-    text = "\n".join(map(json.dumps, lines)) + '\n{"step": 3, "split": "tr'
-    (tmp_path / "metrics.jsonl").write_text(text)
+    foreign = '[1]\n{"step": "x", "split": "train"}\n' + "[" * 100_000 + "\n"
+    text = foreign + "\n".join(map(json.dumps, lines)) + '\n{"step": 3, "split": "tr'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n" + text.encode())
     found = {where: line["loss"] for where, line in metrics_at(tmp_path, 5).items()}
     assert found == {"training, step 5": 0.5, "held out, step 0": 0, "held out, step 4": -4}
     assert list(metrics_at(tmp_path, 1)) == ["training, step 1", "held out, step 0"]
