@@ -44,10 +44,13 @@ class Cells:
         kinds: those of the constants above that are safe.
         uncut: texts that a cut could fall into, or that swallow the white space around them.
         atoms: texts that are no longer what they are when cut after a word (added tokens).
+        prepends: the tokenizer puts a blank before a text, so that its beginning is unlike what follows.
     """
 
-    def __init__(self, kinds: frozenset[str], uncut: frozenset[str], atoms: frozenset[str]) -> None:
+    def __init__(self, kinds: frozenset[str], uncut: frozenset[str], atoms: frozenset[str], prepends: bool) -> None:
         self.kinds = kinds
+        self.lead = "a" if prepends else ""
+        """What the parts of cells open with; its own tokens have to be subtracted."""
         self._uncut = uncut | {_BLANK, _BEFORE, _AFTER, _PART, _END}
         self._atoms = atoms
         self._atom = re.compile("|".join(map(re.escape, sorted(atoms))) or r"(?!)")
@@ -68,7 +71,7 @@ class Cells:
 
     def only(self, kinds: Set[str]) -> "Cells":
         """The same with those of its kinds that are in ``kinds``."""
-        return Cells(self.kinds & kinds, self._uncut, self._atoms)
+        return Cells(self.kinds & kinds, self._uncut, self._atoms, bool(self.lead))
 
     def can_cut(self, text: str) -> bool:
         """Whether ``text`` holds nothing that must not be cut."""
@@ -102,14 +105,17 @@ class Cells:
     def parts(self, keys: Sequence[str]) -> list[list[str]]:
         """Each key's cell, cut after its words where that is safe: words come again more often than cells.
 
-        The key may not be the first of its text. A part opens with a character that can stand before it, an ``a`` or a
-        line feed, whose own token has to be subtracted. All keys go through the regular expression in one string.
+        No key may be the first of its text. All go through the regular expression in one string.
         """
-        joined = _END.join(f"a {key}" for key in keys)
-        joined = joined.replace(f"a {_BEFORE}", "a").replace(f"a {_AFTER}", "\n").replace(_BLANK, " ")
+        lead = self.lead
+        joined = _END.join([f"{lead} {key}" for key in keys])
+        # After a line feed stands a part that opens a line: with a lead of its own it would be a word's end.
+        joined = (
+            joined.replace(f"{lead} {_BEFORE}", lead).replace(f"{lead} {_AFTER}", lead and "\n").replace(_BLANK, " ")
+        )
         if self._letter is None:
             return [[cell] for cell in joined.split(_END)]
-        cells = [cell.split(_PART) for cell in self._letter.sub(f"{_PART}a", joined).split(_END)]
+        cells = [cell.split(_PART) for cell in self._letter.sub(f"{_PART}{lead}", joined).split(_END)]
         if self._atom.search(joined):
             for index, cell in enumerate(joined.split(_END)):
                 if self._atom.search(cell):
@@ -137,7 +143,7 @@ def cells_of(backend: "Tokenizer") -> Cells | None:
         for text, strips in added.items()
         if prepends or strips or any(re.search(kind, text) for kind in KINDS if kind != LETTER)
     }
-    return Cells(kinds, frozenset(uncut), frozenset(added))
+    return Cells(kinds, frozenset(uncut), frozenset(added), prepends)
 
 
 def _texts(backend: "Tokenizer", is_byte_level: bool, added: Collection[str]) -> Iterator[str]:

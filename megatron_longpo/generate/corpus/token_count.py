@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BLOCK_CHARACTERS = 2048
 MAX_BLOCK_CHARACTERS = 32768
 """A text that has no cut for so long is tokenised whole."""
-BLOCKS_AT_A_TIME = 64
+BLOCKS_AT_A_TIME = 256
 """Tokenised side by side, on all cores."""
 MAX_CACHED_CELLS = 1 << 18
 """About 50 MB."""
@@ -107,8 +107,13 @@ class TokenCounter:
         known = self._part_counts
         unknown = list(set(chain.from_iterable(cells_parts)).difference(known))
         totals = self.whole(unknown)
-        known |= {part: total - self._before[part[0]] for part, total in zip(unknown, totals, strict=True)}
-        self._counts |= {key: sum(map(known.__getitem__, row)) for key, row in zip(order, cells_parts, strict=True)}
+        if cells.lead:
+            totals = [total - self._before[part[0]] for part, total in zip(unknown, totals, strict=True)]
+        known |= zip(unknown, totals, strict=True)
+        self._counts |= {
+            key: known[row[0]] if len(row) == 1 else sum(map(known.__getitem__, row))
+            for key, row in zip(order, cells_parts, strict=True)
+        }
         for part in unknown:
             if len(part) > MAX_CACHED_CHARACTERS:
                 del known[part]
