@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from megatron_longpo.generate.openai_engine import OpenAIEngine, open_openai_engine
 
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion
+from megatron_longpo.generate.engines.openai_engine import OpenAIEngine, open_openai_engine
 from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
 
 SERVE = "from transformers.cli.transformers import main; main()"
