@@ -35,6 +35,10 @@ STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
 ROPE = "tests/unit/model/test_rope.py::test_equals_transformers"
 ANGLES = "tests/unit/model/test_rope.py::test_a_model_in_half_precision_keeps_its_angles"
 OPTIMIZER = "tests/unit/test_optimizer.py"
+PROCEDURE = "tests/unit/generate/test_procedure.py"
+FILTER = "tests/unit/generate/test_filters.py"
+RUN = "tests/unit/generate/test_run.py"
+JOURNAL = "tests/unit/generate/test_journal.py"
 REFERENCE = "tests/integration/test_reference.py::test_every_turn_equals_the_hugging_face_model"
 
 
@@ -352,6 +356,48 @@ MUTATIONS = (
         old="RenderedPair(pair_id, long, _in_order_of_turns(long, short))",
         new="RenderedPair(pair_id, long, tuple(short))",
         tests=(PUBLISHED,),
+    ),
+    Mutation(
+        name="rejected-answer-from-the-chunk",
+        file="megatron_longpo/generate/procedure.py",
+        old="short_message(self._context.text.strip(), instruction)",
+        new="short_message(chunk, instruction)",
+        tests=(PROCEDURE,),
+    ),
+    Mutation(
+        name="every-attempt-with-one-seed",
+        file="megatron_longpo/generate/procedure.py",
+        old='f"{number} questions {attempt}"',
+        new='f"{number} questions"',
+        tests=(PROCEDURE,),
+    ),
+    Mutation(
+        name="only-chosen-is-filtered",
+        file="megatron_longpo/generate/filters.py",
+        old="answers = (turn.chosen, turn.rejected)",
+        new="answers = (turn.chosen, turn.chosen)",
+        tests=(FILTER,),
+    ),
+    Mutation(
+        name="answers-used-but-not-remembered",
+        file="megatron_longpo/generate/run.py",
+        old="            journal.add_answer(key, completion)\n",
+        new="            journal.answers[key] = completion\n",
+        tests=(RUN,),
+    ),
+    Mutation(
+        name="torn-line-left-in-the-journal",
+        file="megatron_longpo/generate/journal.py",
+        old="        os.ftruncate(self._descriptor, end)\n",
+        new="",
+        tests=(JOURNAL,),
+    ),
+    Mutation(
+        name="pairs-in-the-order-of-the-journals",
+        file="megatron_longpo/generate/merge.py",
+        old="for position in sorted(places):",
+        new="for position in places:",
+        tests=(RUN,),
     ),
 )
 

@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -185,14 +185,17 @@ def test_a_full_disk_is_one_line(folder: Path, endpoint: str, tmp_path: Path) ->
 
 
 def test_a_dry_run_counts_and_measures_and_writes_nothing(
-    folder: Path, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, whole: Path, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(argv(folder, tmp_path / "pairs.jsonl", endpoint, "--dry-run", "--max-concurrent", "2")) == 0
     printed = capsys.readouterr().out
-    assert (
-        f"contexts  {NUM_DOCUMENTS}" in " ".join(printed.split("\n")).replace("\u2502", " ").replace("  ", " ") or True
-    )
-    assert "requests" in printed and "new tokens/s" in printed and "take about" in printed
+    numbers = {words[0]: words[1] for line in printed.splitlines() if len(words := re.findall(r"[\w,]+", line)) == 2}
+    num_contexts = json.loads(whole.with_name("pairs.jsonl.manifest.json").read_text())["counts"]["contexts"]
+    assert numbers["documents"] == numbers["units"] == f"{NUM_DOCUMENTS}"
+    assert numbers["contexts"] == f"{num_contexts}"
+    assert numbers["requests"] == f"{6 * num_contexts}"  # three a turn, two turns
+    assert re.search(r"2 long contexts at once took .* and gave \d pairs: .* new tokens/s", printed)
+    assert re.search(rf"all {num_contexts} take about .* with this engine, and may give \d+ pairs", printed)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,7 +215,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "too-short": (["--min-length", "90000", "--short-documents", "skip"], "no document was long enough"),
     "merge": (["--merge", "2"], "shard-1-of-2.journal: no such journal; run generate with that --shard first"),
     "template": (["--chat-template", "nowhere.jinja"], "nowhere.jinja"),
-    "served": (["--served-model", "other"], "other"),
+    "served": (["--served-model", "other", "--context-limit", "4096"], "other"),
     "limit": (
         ["--context-limit", "700"],
         "--max-chunk-tokens 400 with an instruction and an answer needs a context of",
@@ -290,6 +293,3 @@ def test_bad_documents_are_one_line(
     (tmp_path / name).write_bytes(content)
     check_bad(argv(folder, tmp_path / "pairs.jsonl", endpoint, "--documents", tmp_path / name), message, capsys)
     assert not (tmp_path / "pairs.jsonl").exists()
-
-
-assert os.name == "posix"

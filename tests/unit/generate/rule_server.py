@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.generate.engine import Request, Sampling
 from megatron_longpo.generate.engines.prompt_length import prompt_tokens
 from tests.unit.generate.model_by_rule import ModelByRule
 
+MODEL = "rule"
 CONTEXT = 4096
 STARTUP_S = 60.0
 
@@ -31,10 +33,12 @@ def application(tokenizer_folder: Path, delay_s: float) -> FastAPI:
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": "rule", "object": "model", "max_model_len": CONTEXT}]}
+        return {"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": CONTEXT}]}
 
     @app.post("/v1/chat/completions")
-    async def chat(body: dict[str, Any]) -> dict[str, Any]:
+    async def chat(body: dict[str, Any]) -> Any:
+        if body["model"] != MODEL:
+            return JSONResponse({"error": {"message": f"The model {body['model']!r} does not exist."}}, status_code=404)
         # As in OpenAI's own, everything but the messages may be left out.
         sampling = Sampling(
             temperature=body.get("temperature", 1.0),
@@ -51,7 +55,7 @@ def application(tokenizer_folder: Path, delay_s: float) -> FastAPI:
             "id": "1",
             "object": "chat.completion",
             "created": 1,
-            "model": "rule",
+            "model": MODEL,
             "choices": [{"index": 0, "message": message, "finish_reason": answer.finish}],
             "usage": {"prompt_tokens": num_prompt, "completion_tokens": num_new, "total_tokens": num_prompt + num_new},
         }
