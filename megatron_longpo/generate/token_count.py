@@ -20,8 +20,8 @@ MAX_BLOCK_CHARACTERS = 32768
 """A text that has no cut for so long is tokenised whole."""
 BLOCKS_AT_A_TIME = 256
 """Tokenised side by side, on all cores."""
-MAX_CACHED_CELLS = 1 << 18
-"""About 50 MB."""
+MAX_CACHED_CELLS = 1 << 19
+"""About 100 MB; then all are forgotten."""
 MAX_CACHED_CHARACTERS = 64
 """Longer cells hardly come again."""
 
