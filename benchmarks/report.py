@@ -102,6 +102,26 @@ def _large_dataset(measured: dict[str, Any]) -> tuple[str, str]:
     return f"{what}: writing, and reading at random", found
 
 
+def _chunker(measured: dict[str, Any]) -> tuple[str, str]:
+    megabytes = sum(measured["megabytes"].values())
+
+    def ratio(way: str, round_: dict[str, Any]) -> float:
+        sums = {name: sum(text[name]["cpu"] for text in round_["texts"].values()) for name in ("released", way)}
+        return sums["released"] / (sums[way] + (round_["setting_up"]["cpu"] if way == "chunker" else 0))
+
+    new, known = (
+        statistics.median(ratio(way, row) for row in measured["rounds"]) for way in ("chunker", "known_words")
+    )
+    seconds = (sum(text["known_words"]["cpu"] for text in row["texts"].values()) for row in measured["rounds"])
+    low, high = measured["chunk_tokens"]
+    what = (
+        f"{megabytes:.0f} MB of text tokenised paragraph by paragraph / cut into chunks of {low:,} to {high:,} tokens"
+    )
+    rate = megabytes / statistics.median(seconds)
+    found = f"{new:.1f}x with no word known, {known:.1f}x with all known ({rate:.0f} MB/s)"
+    return f"{what}, processor seconds", found
+
+
 SENTENCES = {
     "sharing": _sharing,
     "sharing_memory": _sharing_memory,
@@ -110,6 +130,7 @@ SENTENCES = {
     "quickstart": _quickstart,
     "door": _door,
     "large_dataset": _large_dataset,
+    "chunker": _chunker,
 }
 """File in results/ -> (what was measured, the number)."""
 

@@ -30,11 +30,13 @@ LETTER = r"(?<=[A-Za-z])(?=[!-@\[-`{-~\u2018\u2019\u201c\u201d\u2013\u2014])"
 """Kinds of cuts, as patterns that match between two characters."""
 KINDS = (BLANK, LINE_FEED, LINE_FEED_AFTER_WORD, LINE, LETTER)
 
-# Pre-tokenizers and normalisers that decide by what stands next to a place, not by what stands far away.
+# Pre-tokenizers and normalisers that decide by what stands next to a place, and take nothing away between two blanks.
 _LOCAL_STEPS = {
     "Sequence", "ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit",
-    "BertPreTokenizer", "Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents",
+    "BertPreTokenizer", "Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD", "Lowercase",
 }  # fmt: skip
+_BLANKS_MARKED = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+"""The only replacement that is known to be harmless."""
 
 
 class Cells:
@@ -78,7 +80,7 @@ class Cells:
         return not any(uncut in text for uncut in self._uncut)
 
     def keys(self, text: str) -> list[str]:
-        """The cells of ``text`` as keys: cells that are tokenised alike have equal keys. See `cell`.
+        """The cells of ``text`` as keys: equal keys have equally many tokens. See `parts`.
 
         Made of `str.replace` and one `str.split`, because a regular expression takes ten times as long for it.
         """
@@ -130,8 +132,9 @@ def cells_of(backend: "Tokenizer") -> Cells | None:
     """
     settings = json.loads(backend.to_str())
     steps = (settings["normalizer"], settings["pre_tokenizer"])
-    types = {name for step in steps for name in _types(step)}
-    if types - _LOCAL_STEPS or settings["model"].get("dropout") or any(map(_looks_around, steps)):
+    types = {step["type"] for step in _flat(steps)}
+    replaces = any(step["type"] == "Replace" and step != _BLANKS_MARKED for step in _flat(steps))
+    if types - _LOCAL_STEPS or replaces or settings["model"].get("dropout") or any(map(_looks_around, steps)):
         return None
     added = {token["content"]: token["lstrip"] or token["rstrip"] for token in settings["added_tokens"]}
     entries = "\t".join(_texts(backend, "ByteLevel" in types, added.keys()))
@@ -143,6 +146,8 @@ def cells_of(backend: "Tokenizer") -> Cells | None:
         for text, strips in added.items()
         if prepends or strips or any(re.search(kind, text) for kind in KINDS if kind != LETTER)
     }
+    if "ByteLevel" not in types:
+        uncut.add("\u2581")  # which stands for a blank, and would be one beside a real one
     return Cells(kinds, frozenset(uncut), frozenset(added), prepends)
 
 
@@ -156,11 +161,12 @@ def _texts(backend: "Tokenizer", is_byte_level: bool, added: Collection[str]) ->
             yield decoder.decode([entry]) if is_byte_level else entry.replace("\u2581", " ")
 
 
-def _types(step: Any) -> Iterator[str]:
-    if isinstance(step, dict):
-        yield step["type"]
-        for inner in (*step.get("normalizers", ()), *step.get("pretokenizers", ())):
-            yield from _types(inner)
+def _flat(steps: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    for step in steps:
+        if step is not None:
+            yield step
+            yield from _flat(step.get("normalizers", ()))
+            yield from _flat(step.get("pretokenizers", ()))
 
 
 def _looks_around(step: Any) -> bool:

@@ -64,6 +64,13 @@ def test_real_text_with_few_cells_kept(counters: Any, monkeypatch: pytest.Monkey
     assert len(counter._counts) <= 300 + len(text) // 16
 
 
+@pytest.mark.parametrize("family", ["mistral", "llama2"])
+@pytest.mark.parametrize("text", ["a\u2581 b", "a \u2581 b", "x</s> y </s>  z", "\u2581 \u2581\u2581  "])
+def test_marks_and_added_tokens_in_a_text(counters: Any, family: str, text: str) -> None:
+    tokenizer, counter = counters[family]
+    assert counter(text) == tokens_alone(tokenizer, text)
+
+
 def test_truncation_and_padding_of_the_tokenizer_do_not_count(tokenizer_folders: dict[str, Path]) -> None:
     backend = load_tokenizer(tokenizer_folders["chatml"]).backend_tokenizer
     backend.enable_truncation(3)
