@@ -15,4 +15,4 @@ def one_line(error: Exception) -> str:
 
 
 class TooLong(UserError):
-    """A pair over the limit in tokens: what happens to it is a matter of ``--overlong``."""
+    """A pair or a request over the limit in tokens: whoever made it may leave it out."""

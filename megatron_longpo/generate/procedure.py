@@ -20,6 +20,7 @@ from typing import Any
 
 from megatron_longpo.data.render import Context
 from megatron_longpo.generate.corpus.contexts import LongContext
+from megatron_longpo.errors import TooLong
 from megatron_longpo.generate.engine import Completion, Request, Sampling
 from megatron_longpo.generate.filters import Candidate, first_fault, holds_control_token
 from megatron_longpo.generate.prompts import (
@@ -120,12 +121,14 @@ class _Document:
             return self._drop(fault)
         instruction = instruction_of(question, self._random(f"{number} lead-in").choice(LEAD_INS))
         sampling = self._settings.answer
-        chosen, rejected = await asyncio.gather(
-            self._complete(short_message(chunk, instruction), sampling, f"{number} chosen", "short"),
-            self._complete(
-                short_message(self._context.text.strip(), instruction), sampling, f"{number} rejected", "long"
-            ),
-        )
+        short, long = short_message(chunk, instruction), short_message(self._context.text.strip(), instruction)
+        try:
+            chosen, rejected = await asyncio.gather(
+                self._complete(short, sampling, f"{number} chosen", "short"),
+                self._complete(long, sampling, f"{number} rejected", "long"),
+            )
+        except TooLong:  # a long question in a script of many tokens: there is room for usual ones
+            return self._drop("too long")
         candidate = Candidate(
             chunk=chunk,
             question=question,

@@ -271,25 +271,20 @@ def test_a_journal_of_other_settings(
     check_bad(words, "corpus.files", capsys)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "one"}\n{"body": "two"}\n', "a.jsonl:2"),
-        ("a.txt", b"caf\xe9 " * 100, "a.txt"),
-        ("a.txt.gz", gzip.compress(b"word " * 5000)[:-9], "a.txt.gz"),
-        ("a.parquet", b"PAR1 no parquet", "a.parquet"),
-        ("a.mp3", b"sound", "unknown kind"),
-    ],
-)
+BAD_DOCUMENTS: dict[str, tuple[bytes, str]] = {
+    "a.jsonl": (b'{"text": "one"}\n{"body": "two"}\n', "a.jsonl:2"),
+    "a.txt": (b"caf\xe9 " * 100, "a.txt"),
+    "a.txt.gz": (gzip.compress(b"word " * 5000)[:-9], "a.txt.gz"),
+    "a.parquet": (b"PAR1 no parquet", "a.parquet"),
+    "a.mp3": (b"sound", "unknown kind"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
 def test_bad_documents_are_one_line(
-    name: str,
-    content: bytes,
-    message: str,
-    folder: Path,
-    endpoint: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, folder: Path, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    content, message = BAD_DOCUMENTS[name]
     (tmp_path / name).write_bytes(content)
     check_bad(argv(folder, tmp_path / "pairs.jsonl", endpoint, "--documents", tmp_path / name), message, capsys)
     assert not (tmp_path / "pairs.jsonl").exists()

@@ -7,7 +7,7 @@ from megatron_longpo.data.chat import apply_template
 from megatron_longpo.data.render import Context
 from megatron_longpo.data.tokenise import codec_of
 from megatron_longpo.data.tokenizer import chat_template_of
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import TooLong
 from megatron_longpo.generate.engine import Message, Request
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def require_room(request: Request, num_prompt_tokens: int, limits: Mapping[Conte
     """Refuse a request that its engine's context cannot hold.
 
     Raises:
-        UserError: prompt and answer together are longer than ``limits[request.context]``.
+        TooLong: prompt and answer together are longer than ``limits[request.context]``.
     """
     wanted = num_prompt_tokens + request.sampling.max_new_tokens
     limit = limits[request.context]
     if wanted > limit:
-        raise UserError(
+        raise TooLong(
             f"a prompt of {num_prompt_tokens} tokens and an answer of up to {request.sampling.max_new_tokens} need a"
             f" {request.context} context of {wanted}, and the model has {limit}; use smaller chunks or documents,"
             " shorter answers, or a model with a longer context"

@@ -3,6 +3,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+from megatron_longpo.errors import TooLong
 from megatron_longpo.generate.engine import Request
 from megatron_longpo.generate.procedure import Outcome, make_pair, request_key
 from megatron_longpo.generate.prompts import LEAD_INS
@@ -126,3 +127,15 @@ def test_control_tokens_end_a_document_or_a_turn() -> None:
     assert (outcome.pair, outcome.dropped, model.requests) == (None, Counter({"control tokens": 1}), [])
     outcome, _ = run(lambda request: None if is_asking(request) else "An answer that ends in <|end|> itself.")
     assert outcome.dropped == Counter({"control tokens": 5})
+
+
+def test_a_question_that_leaves_no_room_drops_its_turn_alone() -> None:
+    def special(request: Request) -> str | None:
+        if request.context == "long" and "Why was the bridge" in request.messages[0]["content"]:
+            raise TooLong("a prompt of 9999 tokens")
+        first = is_asking(request) and chunk_of(request) == 0
+        return "\n".join(f"{number}. Why was the bridge {number} built?" for number in range(1, 5)) if first else None
+
+    outcome, _ = run(special, replace(SETTINGS, num_turns=5, min_turns=4))
+    assert outcome.dropped == Counter({"too long": 1})
+    assert outcome.turns == 4
