@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_longpo.data.render import Context
-from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.errors import TooLong
+from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Request, Sampling
 from megatron_longpo.generate.filters import Candidate, first_fault, holds_control_token
 from megatron_longpo.generate.prompts import (
