@@ -16,7 +16,7 @@ WORKDIR /megatron-longpo
 COPY constraints.txt setup.py README.md ./
 COPY megatron_longpo/__init__.py megatron_longpo/
 RUN pip install -c constraints.txt setuptools wheel ninja pybind11 cmake \
-    && pip install -c constraints.txt .
+    && pip install -c constraints.txt '.[generate,arrow]'
 # Its PyTorch part is compiled against the torch just installed, so pip must not fetch another one to build with.
 RUN NVTE_FRAMEWORK=pytorch pip install -c constraints.txt --no-build-isolation '.[gpu]'
 COPY . .

@@ -17,13 +17,13 @@ ROUNDS=${ROUNDS:-131072:10000000 262144:10000000 524288:10000000}
 REFERENCE_MODEL=${REFERENCE_MODEL:-first}
 GENERATE=${GENERATE:-} # further options of generate, like: --engine openai --endpoint http://localhost:8000/v1
 
+set -f # $DOCUMENTS and $GENERATE are lists of words; generate itself expands the globs
 here=$(dirname "${BASH_SOURCE[0]}")
 reference=
 for round in $ROUNDS; do
     length=${round%%:*} base=${round##*:} work=$WORK/$length
     if [[ ! -e $work/exported ]]; then
         if [[ ! -e $work/pairs.jsonl ]]; then
-            # $DOCUMENTS and $GENERATE are lists of words; generate itself expands the globs that are left.
             # shellcheck disable=SC2086
             megatron-longpo generate --documents $DOCUMENTS --model "$MODEL" --output "$work/pairs.jsonl" \
                 --length "$length" --long-rope "{\"rope_type\": \"default\", \"rope_theta\": $base}" $GENERATE
