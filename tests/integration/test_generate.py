@@ -151,10 +151,12 @@ def run_program(words: list[str], **options: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
-def test_an_interrupt_ends_it_and_the_same_command_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_an_interrupt_ends_it_and_the_same_command_goes_on(
+    folder: Path, whole: Path, endpoint: str, tmp_path: Path
+) -> None:
     output = tmp_path / "pairs.jsonl"
-    with serving(free_port(), folder / "model", delay_s=3.0) as endpoint:
-        process = run_program(argv(folder, output, endpoint))
+    with serving(free_port(), folder / "model", delay_s=3.0) as slow_endpoint:
+        process = run_program(argv(folder, output, slow_endpoint))
         journal = output.with_name("pairs.jsonl.journal") / "shard-1-of-1.journal"
         while not journal.exists() or len(answer_keys(output)) < 2:
             assert process.poll() is None
@@ -165,8 +167,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(folder: Path, whole: 
     assert errors.splitlines()[-1] == "megatron-longpo generate: interrupted"
     assert "Traceback" not in errors
     assert not output.exists()
-    with serving(free_port(), folder / "model") as endpoint:
-        assert main(argv(folder, output, endpoint)) == 0
+    assert main(argv(folder, output, endpoint)) == 0
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(answer_keys(output)) == sorted(answer_keys(whole))
 

@@ -63,6 +63,8 @@ def _find_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if (torch.device(device).index or 0) >= max(torch.cuda.device_count(), 1):
+            raise RuntimeError(f"there are {torch.cuda.device_count()}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         reason = " ".join(str(error).split())[:120]
