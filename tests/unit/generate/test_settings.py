@@ -1,0 +1,74 @@
+import argparse
+import json
+
+import pytest
+
+from megatron_longpo.commands.generate_options import add_arguments, long_rope_of, settings_of
+from megatron_longpo.errors import UserError
+from megatron_longpo.generate.corpus.contexts import ContextShape
+from megatron_longpo.generate.settings import PRESETS, QUESTION_ROOM, Settings, from_preset
+
+REQUIRED = ["--documents", "d", "--model", "m", "--output", "o"]
+
+
+def parsed(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([*REQUIRED, *options])
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_presets_make_contexts_that_fill_their_length(preset: str | None) -> None:
+    settings = from_preset(preset)
+    settings.check()
+    shape = ContextShape(
+        num_chunks=settings.num_chunks,
+        min_tokens=settings.min_chunk_tokens,
+        max_tokens=settings.max_chunk_tokens,
+        context_tokens=settings.context_tokens,
+    )
+    shape.check()
+    assert settings.num_chunks * settings.max_chunk_tokens > 0.9 * settings.length
+    conversation = settings.num_turns * (settings.answer.max_new_tokens + QUESTION_ROOM)
+    assert settings.context_tokens + conversation == settings.length
+
+
+def test_the_defaults_are_the_released_recipe() -> None:
+    settings = settings_of(parsed())
+    assert settings == Settings() == from_preset("mistral-128k")
+    assert (settings.length, settings.num_turns, settings.min_turns, settings.num_questions) == (131072, 4, 4, 4)
+    assert (settings.question.temperature, settings.question.top_p) == (0.7, 0.9)
+    assert (settings.answer.temperature, settings.answer.max_new_tokens) == (1.0, 1024)
+
+
+def test_what_is_given_comes_before_the_preset() -> None:
+    settings = settings_of(parsed("--preset", "256k", "--num-turns", "2", "--answer-tokens", "99", "--keep", "cut-off"))
+    assert (settings.length, settings.num_turns, settings.min_turns) == (262144, 2, 2)
+    assert settings.answer.max_new_tokens == 99
+    assert settings.keep == ("cut off",)
+
+
+def test_the_policys_rope() -> None:
+    assert long_rope_of(parsed()) is None
+    assert long_rope_of(parsed("--preset", "mistral-128k")) == {"rope_type": "default", "rope_theta": 1e7}
+    given = {"rope_type": "linear", "factor": 2.0}
+    assert long_rope_of(parsed("--preset", "mistral-128k", "--long-rope", json.dumps(given))) == given
+    for text in ("[]", "{}", '"yarn"'):
+        with pytest.raises(UserError, match="needs an object with rope_type"):
+            long_rope_of(parsed("--long-rope", text))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-turns", "0"], "--num-turns 0: needs at least 1"),
+        (["--min-length", "1000"], "--min-length 1000 is below the 65536 tokens that 4 chunks"),
+        (["--question-temperature", "-1"], "--question-temperature -1.0: needs at least 0"),
+        (["--max-repetition", "1.5"], "--max-repetition 1.5: needs 0 to 1"),
+        (["--question-tokens", "0"], "--question-tokens 0: needs at least 1"),
+    ],
+)
+def test_impossible_figures(options: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        settings_of(parsed(*options))
+    assert message in str(error.value)
