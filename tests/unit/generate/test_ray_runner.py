@@ -137,12 +137,19 @@ async def run_on_ray(
     *,
     delay_s: float = 0.02,
     num_gpus: int = 0,
+    all_at_once: bool = False,
 ) -> None:
-    """A run on two engines; its notes and its journal lie in the folder."""
+    """A run on two engines; its notes and its journal lie in the folder.
+
+    Args:
+        all_at_once: wait for both; else one may be done before the other has come up.
+    """
     (folder / "notes").mkdir(exist_ok=True)
     open_engine = functools.partial(open_one, kind, folder / "notes", delay_s)
     engines = await open_ray_engines(open_engine, num_engines=2, num_gpus_per_engine=num_gpus, address=address)
     try:
+        for number in range(2 if all_at_once else 0):
+            await engines.opened(number)
         with Journal(folder / "journal", ONE, {**HEADER, "engine": dict(engines.identity)}) as journal:
             work = Work(settings=SETTINGS, control_token=None, observer=observer or Counts())
             await run_shard_on_ray(contexts(ONE), engines, journal, work)
@@ -188,7 +195,7 @@ def test_two_engines_give_what_the_local_runner_gives(
 ) -> None:
     observer = Counts()
     monkeypatch.chdir(tmp_path)  # the actors are to understand a path that is relative here
-    asyncio.run(run_on_ray(Path(), address, observer=observer))
+    asyncio.run(run_on_ray(Path(), address, observer=observer, all_at_once=True))
     check_like_local(tmp_path, local)
     asked = requests(tmp_path)
     assert (observer.answers, observer.documents) == (len(answers(local)), NUM_CONTEXTS)
