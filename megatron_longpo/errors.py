@@ -1,4 +1,7 @@
-"""The exceptions the package raises for something its user can fix."""
+"""The exceptions the package raises for something its user can fix, and what such messages are made of."""
+
+import importlib
+from typing import Any
 
 
 class UserError(ValueError):
@@ -16,3 +19,21 @@ def one_line(error: Exception) -> str:
 
 class TooLong(UserError):
     """A pair or a request over the limit in tokens: whoever made it may leave it out."""
+
+
+def import_optional(module: str, purpose: str, *, extra: str | None = None, advice: str = "") -> Any:
+    """Import a package that not every installation has.
+
+    Args:
+        purpose: how the message begins: what needs the package.
+        extra: the extra of this package that brings it.
+        advice: what else to do; behind what there is to install, if ``extra`` is given.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        install = f"install it: pip install 'megatron-longpo[{extra}]'" if extra else ""
+        raise UserError(f"{purpose} ({error}); {install}{advice}") from error

@@ -6,6 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_longpo.errors import UserError, one_line
+
+
+@contextmanager
+def reading(path: Path, *faults: type[Exception]) -> Iterator[None]:
+    """Say which file the ``faults`` of its content or of the disk lie in.
+
+    Raises:
+        UserError: in the place of one of ``faults``.
+    """
+    try:
+        yield
+    except UserError:
+        raise  # it is a ValueError, and says what it has to say
+    except faults as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); copy or write it again") from error
+
+
+def cache_folder() -> Path:
+    """``MEGATRON_LONGPO_HOME``, by default ``~/.cache/megatron-longpo``: where environments and models are, too."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MEGATRON_LONGPO_HOME") or Path(cache) / "megatron-longpo")
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:

@@ -360,8 +360,8 @@ MUTATIONS = (
     Mutation(
         name="rejected-answer-from-the-chunk",
         file="megatron_longpo/generate/procedure.py",
-        old="short_message(self._context.text.strip(), instruction)\n",
-        new="short_message(chunk, instruction)\n",
+        old="user_message(self._context.text.strip(), instruction)\n",
+        new="user_message(chunk, instruction)\n",
         tests=(PROCEDURE,),
     ),
     Mutation(

@@ -71,7 +71,7 @@ def launch(
         RuntimeError: the time ran out; all ranks are killed.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), _free_port()
+        folder, port = Path(name), free_port()
         ranks = [
             _server.Process(target=_program_main, args=(main, argv, rank, num_ranks, port, folder))
             for rank in range(num_ranks)
@@ -111,7 +111,7 @@ def _status(ranks: Sequence[BaseProcess]) -> int:
     return max(codes) if max(codes) > 0 else -min(codes)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

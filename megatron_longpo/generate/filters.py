@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import import_optional
 from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.settings import FilterName, Settings
 
@@ -88,7 +88,7 @@ def repetition(text: str) -> float:
 
 def similarity(chosen: str, rejected: str) -> float:
     """1 for equal texts, 0 for texts without a common character (normalised edit distance, white space aside)."""
-    return _rapidfuzz().ratio(" ".join(chosen.split()), " ".join(rejected.split())) / 100
+    return _package("rapidfuzz.fuzz", "alike").ratio(" ".join(chosen.split()), " ".join(rejected.split())) / 100
 
 
 def other_language(chunk: str, answer: str) -> bool:
@@ -114,22 +114,10 @@ def _language(text: str) -> tuple[str, float]:
 
 @functools.cache
 def _identifier() -> Any:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise UserError(
-            f"the filter 'language' needs py3langid ({error}); install it: pip install 'megatron-longpo[generate]'"
-            ", or turn it off: --keep language"
-        ) from error
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    langid = _package("py3langid.langid", "language")
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
-def _rapidfuzz() -> Any:
-    try:
-        from rapidfuzz import fuzz
-    except ImportError as error:
-        raise UserError(
-            f"the filter 'alike' needs rapidfuzz ({error}); install it: pip install 'megatron-longpo[generate]'"
-            ", or turn it off: --keep alike"
-        ) from error
-    return fuzz
+def _package(module: str, name: FilterName) -> Any:
+    purpose, advice = f"the filter {name!r} needs {module.partition('.')[0]}", f", or turn it off: --keep {name}"
+    return import_optional(module, purpose, extra="generate", advice=advice)

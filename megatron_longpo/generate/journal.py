@@ -108,7 +108,8 @@ class Journal:
         self._append({"kind": "end", "counts": dict(counts), "after": self._elapsed()})
 
     def _elapsed(self) -> float:
-        return round(time.monotonic() - self._started, 3)
+        """Seconds of work since the journal was begun, those of earlier sessions included."""
+        return round(self.seconds + time.monotonic() - self._started, 3)
 
     def _lock(self) -> None:
         try:
@@ -119,14 +120,10 @@ class Journal:
             ) from error
 
     def _read(self, header: Mapping[str, Any]) -> None:
-        end, in_session = 0, 0.0
+        end = 0
         for _, line_end, line in journal_lines(self.path):
             self._take(line, header)
             end = line_end
-            if line["kind"] == "session":
-                self.seconds += in_session
-            in_session = line.get("after", 0.0)
-        self.seconds += in_session
         os.ftruncate(self._descriptor, end)
         os.lseek(self._descriptor, 0, os.SEEK_END)
         if end == 0:
@@ -143,6 +140,7 @@ class Journal:
                 self.done[Position(line["unit"], line["part"])] = {**line, "pair": None}
             case _:
                 pass
+        self.seconds = line.get("after", self.seconds)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line, ensure_ascii=False)

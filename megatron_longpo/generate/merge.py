@@ -95,13 +95,13 @@ def _take_journal(
     path: Path, shard: Shard, header: Mapping[str, Any], tally: Tally, places: dict[Position, _Place]
 ) -> None:
     counts: dict[str, int] | None = None
-    after = 0.0
+    seconds = 0.0
     for start, _, line in journal_lines(path):
         match line["kind"]:
             case "header":
                 check_header(path, line, {**header, "shard": asdict(shard)})
             case "session":
-                counts, tally.seconds = None, tally.seconds + after
+                counts = None
             case "answer":
                 tally.requests += 1
                 tally.prompt_tokens += line["num_prompt_tokens"]
@@ -117,8 +117,8 @@ def _take_journal(
                 counts = line["counts"]
             case kind:
                 raise UserError(f"{path}: holds a line of the unknown kind {kind!r}; it is of another version")
-        after = line.get("after", 0.0)
-    tally.seconds += after
+        seconds = line.get("after", seconds)
+    tally.seconds += seconds
     if counts is None:
         raise UserError(f"{path}: this shard is not done; run generate --shard {shard.number}/{shard.of} again")
     for name, count in counts.items():

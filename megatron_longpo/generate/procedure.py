@@ -28,8 +28,8 @@ from megatron_longpo.generate.prompts import (
     ask_for_questions,
     instruction_of,
     parse_questions,
-    short_message,
     tells_position,
+    user_message,
 )
 from megatron_longpo.generate.settings import FilterName, Settings
 
@@ -121,7 +121,7 @@ class _Document:
             return self._drop(fault)
         instruction = instruction_of(question, self._random(f"{number} lead-in").choice(LEAD_INS))
         sampling = self._settings.answer
-        short, long = short_message(chunk, instruction), short_message(self._context.text.strip(), instruction)
+        short, long = user_message(chunk, instruction), user_message(self._context.text.strip(), instruction)
         try:
             chosen, rejected = await asyncio.gather(
                 self._complete(short, sampling, f"{number} chosen", "short"),

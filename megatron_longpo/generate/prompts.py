@@ -90,9 +90,9 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def short_message(chunk: str, instruction: str) -> str:
-    """What the user says in a short conversation (DESIGN section 7: context, blank line, instruction)."""
-    return f"{chunk}\n\n{instruction}"
+def user_message(context: str, instruction: str) -> str:
+    """What opens a conversation, short or long (DESIGN section 7: context, blank line, instruction)."""
+    return f"{context}\n\n{instruction}"
 
 
 def _is_question(text: str) -> bool:

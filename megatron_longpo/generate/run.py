@@ -2,14 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Engine, Request
 from megatron_longpo.generate.journal import Journal, Position
-from megatron_longpo.generate.procedure import Outcome, make_pair, request_key
+from megatron_longpo.generate.procedure import Ask, Outcome, make_pair, request_key
 from megatron_longpo.generate.settings import Settings
 
 Contexts = Iterator[tuple[Position, LongContext]]
@@ -75,9 +75,7 @@ def num_documents(num_concurrent: int, settings: Settings) -> int:
     return -(-num_concurrent // settings.num_turns) + 1
 
 
-def remembered(
-    complete: Callable[[Request], Awaitable[Completion]], journal: Journal, observer: Observer
-) -> Callable[[Request], Awaitable[Completion]]:
+def remembered(complete: Ask, journal: Journal, observer: Observer) -> Ask:
     """``complete`` with the journal before it: what was answered once is not asked again."""
 
     async def ask(request: Request) -> Completion:

@@ -101,11 +101,11 @@ def test_rounds_go_on_from_each_others_models(tmp_path: Path, reference: str) ->
 
 
 def test_a_round_that_is_done_is_not_repeated(tmp_path: Path) -> None:
-    (tmp_path / "work" / "1024" / "exported").mkdir(parents=True)
-    (tmp_path / "work" / "2048").mkdir()
-    (tmp_path / "work" / "2048" / "pairs.jsonl").touch()
-    script = commands(
-        "iterate.sh", tmp_path, MODEL="chat", DOCUMENTS="a", ROUNDS="1024:10000 2048:10000", WORK=tmp_path / "work"
-    )
+    rounds = tmp_path / "rounds"
+    (rounds / "1024" / "exported").mkdir(parents=True)
+    (rounds / "2048").mkdir()
+    (rounds / "2048" / "pairs.jsonl").touch()
+    environment = {"MODEL": "chat", "DOCUMENTS": "a", "ROUNDS": "1024:10000 2048:10000", "WORK": rounds}
+    script = commands("iterate.sh", tmp_path, **environment)
     assert [command[1] for command in script if command[0] == "megatron-longpo"] == ["build", "import-hf", "export-hf"]
-    assert options(script[0])["--tokenizer"] == f"{tmp_path}/work/1024/exported"
+    assert options(script[0])["--tokenizer"] == str(rounds / "1024" / "exported")

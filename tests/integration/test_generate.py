@@ -20,7 +20,7 @@ import pytest
 from megatron_longpo.commands.main import main
 from megatron_longpo.data.pair import read_pairs
 from megatron_longpo.generate.journal import journal_lines
-from tests.ranks import _free_port as free_port
+from tests.ranks import free_port
 from tests.tokenizers import chatml_tokenizer, llama3_tokenizer
 from tests.unit.generate.model_by_rule import sentence
 from tests.unit.generate.rule_server import serving, start

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.engines.openai_engine import OpenAIEngine, open_openai_engine
+from tests.ranks import free_port
 from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
 
 SERVE = "from transformers.cli.transformers import main; main()"
@@ -36,12 +36,6 @@ def served(folder: Path, port: int) -> Iterator[str]:
         server.send_signal(signal.SIGKILL)
         server.wait()
         log.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.slow

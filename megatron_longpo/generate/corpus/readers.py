@@ -5,12 +5,13 @@ import io
 import json
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, import_optional
+from megatron_longpo.files import reading
 
 Kind = Literal["text", "rows", "arrow"]
 """One document a file; one JSON object a line; a table."""
@@ -176,13 +177,8 @@ class _ZstdReader(io.RawIOBase):
     """Decompressed bytes of one or more frames; zstandard's own stream ends silently where a file was cut off."""
 
     def __init__(self, file: BinaryIO) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise UserError(
-                f"{file.name}: .zst files are read with zstandard, which cannot be imported ({error}); install it:"
-                " pip install 'megatron-longpo[generate]'"
-            ) from error
+        purpose = f"{file.name}: .zst files are read with zstandard, which cannot be imported"
+        zstandard = import_optional("zstandard", purpose, extra="generate")
         self._file = file
         self._new_frame = zstandard.ZstdDecompressor().decompressobj
         self._frame = self._new_frame()
@@ -219,11 +215,5 @@ class _ZstdReader(io.RawIOBase):
         return True
 
 
-@contextmanager
-def _readable(path: Path) -> Generator[None]:
-    """Say which file a fault of the disk or of compressed data lies in."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason}); copy or write it again") from error
+def _readable(path: Path) -> AbstractContextManager[None]:
+    return reading(path, OSError, EOFError, zlib.error)

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_longpo.errors import UserError
-from megatron_longpo.files import atomic_file
+from megatron_longpo.errors import import_optional
+from megatron_longpo.files import atomic_file, cache_folder
 
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
@@ -95,13 +95,6 @@ def train(sample: str) -> dict[str, Any]:
     }
 
 
-def cache_folder() -> Path:
-    """``MEGATRON_LONGPO_HOME``, by default ``~/.cache/megatron-longpo``."""
-    home = os.environ.get("MEGATRON_LONGPO_HOME")
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home or Path(cache) / "megatron-longpo").expanduser()
-
-
 def _parameters(punkt: Any, plain: dict[str, Any]) -> Any:
     parameters = punkt.PunktParameters()
     parameters.abbrev_types = set(plain["abbreviations"])
@@ -137,14 +130,8 @@ def _save(path: Path, found: dict[str, Any]) -> None:
 
 
 def _import_punkt() -> Any:
-    try:
-        from nltk.tokenize import punkt
-    except ImportError as error:
-        raise UserError(
-            f"sentences are found with nltk, which cannot be imported ({error}); install it:"
-            " pip install 'megatron-longpo[generate]'"
-        ) from error
-    return punkt
+    purpose = "sentences are found with nltk, which cannot be imported"
+    return import_optional("nltk.tokenize.punkt", purpose, extra="generate")
 
 
 def _nltk_version() -> str:

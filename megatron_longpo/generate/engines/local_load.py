@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.data.render import Context
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -90,9 +90,8 @@ def _load(folder: Path, dtype: str, device: str) -> Any:
     except torch.OutOfMemoryError as error:
         raise UserError(f"{folder}: the weights do not fit into the memory of {device}; serve it instead") from error
     except Exception as error:  # whatever a broken or foreign folder makes transformers raise is the folder's fault
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder}: no model can be loaded ({type(error).__name__}: {reason}); give a folder that transformers"
+            f"{folder}: no model can be loaded ({one_line(error)}); give a folder that transformers"
             " reads without code of its own"
         ) from error
     if missing := sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from megatron_longpo.data.render import Context
 from megatron_longpo.data.tokenizer import tokenizer_fingerprint
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, import_optional
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
 from megatron_longpo.generate.engines.prompt_length import prompt_tokens, require_room
 from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
@@ -171,13 +171,8 @@ def _completion(
 
 
 def _client(endpoint: str, request_timeout_s: float) -> "AsyncOpenAI":
-    try:
-        import openai
-    except ImportError as error:
-        raise UserError(
-            f"servers are asked with the package openai, which cannot be imported ({error}); install it:"
-            " pip install 'megatron-longpo[generate]'"
-        ) from error
+    purpose = "servers are asked with the package openai, which cannot be imported"
+    openai = import_optional("openai", purpose, extra="generate")
     try:
         url = urlsplit(endpoint)
         usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0

@@ -15,7 +15,7 @@ from megatron_longpo.data.chat import check_chat_template
 from megatron_longpo.data.render import Context
 from megatron_longpo.data.tokenise import end_of_turn_id
 from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, import_optional, one_line
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
 from megatron_longpo.generate.engines.local_load import LongRope
 from megatron_longpo.generate.engines.prompt_length import prompt_ids, require_room
@@ -69,7 +69,7 @@ def open_vllm_engine(
         )
         engine = vllm_async.AsyncLLM.from_engine_args(arguments)
     except Exception as error:  # vLLM raises whatever the device, the folder or an option makes it raise
-        raise UserError(f"{model}: vLLM does not start ({_words(error)}); its log above says more") from error
+        raise UserError(f"{model}: vLLM does not start ({one_line(error)}); its log above says more") from error
     identity = {
         "engine": "vllm",
         "model": model.resolve().name,
@@ -126,7 +126,7 @@ class VllmEngine:
                 )
             ]
         except Exception as error:  # EngineDeadError, EngineGenerateError, ValueError of a request
-            raise UserError(f"vLLM cannot answer ({_words(error)}); its log above says more") from error
+            raise UserError(f"vLLM cannot answer ({one_line(error)}); its log above says more") from error
         answer = outputs[-1].outputs[0]
         if answer.finish_reason not in FINISH_REASONS:
             raise UserError(f"vLLM ended an answer with the reason {answer.finish_reason!r}; its log above says why")
@@ -143,14 +143,5 @@ class VllmEngine:
 
 
 def _vllm(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"vLLM cannot be imported ({error}); install the package vllm beside this one, or serve the model elsewhere"
-            " and use --endpoint"
-        ) from error
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    advice = "install the package vllm beside this one, or serve the model elsewhere and use --endpoint"
+    return import_optional(module, "vLLM cannot be imported", advice=advice)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.data.render import Context
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import UserError, import_optional
 from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.on_ray.ray_actor import EngineActor, Opened, OpenEngine
 from megatron_longpo.generate.procedure import Outcome
@@ -104,7 +104,7 @@ class RayEngines:
             except self.losses as error:
                 loss = error
         raise UserError(
-            f"an engine's process ended {MAX_DEATHS} times while it was opened ({one_line(loss)}); the reason stands "
+            f"an engine's process ended {MAX_DEATHS} times while it was opened ({ray_says(loss)}); the reason stands "
             "in the worker's log in Ray's session folder"
         ) from loss
 
@@ -116,7 +116,7 @@ class RayEngines:
                 await asyncio.sleep(POLL_S)
             except self.losses as error:
                 raise UserError(
-                    f"an engine's actor cannot be started on the Ray cluster ({one_line(error)}); megatron-longpo must "
+                    f"an engine's actor cannot be started on the Ray cluster ({ray_says(error)}); megatron-longpo must "
                     "be installed on all its machines"
                 ) from error
 
@@ -163,7 +163,7 @@ class RayEngines:
         return opened
 
 
-def one_line(error: object) -> str:
+def ray_says(error: object) -> str:
     """What Ray says in several lines, without its advice."""
     return " ".join(str(error).split())[:200]
 
@@ -182,7 +182,7 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--ray-address {address}: cannot be connected to ({one_line(error)}); start the cluster with 'ray start "
+            f"--ray-address {address}: cannot be connected to ({ray_says(error)}); start the cluster with 'ray start "
             "--head', and generate on one of its machines with the head's host:port or with auto"
         ) from error
 
@@ -208,10 +208,4 @@ def _raised_there(error: Any) -> BaseException:
 
 
 def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            f"--runner ray needs Ray ({error}); install it: pip install 'megatron-longpo[ray]', or leave --runner local"
-        ) from error
-    return ray
+    return import_optional("ray", "--runner ray needs Ray", extra="ray", advice=", or leave --runner local")

@@ -18,7 +18,7 @@ from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.journal import Journal, Position
 from megatron_longpo.generate.on_ray.ray_actor import answers_of
-from megatron_longpo.generate.on_ray.ray_engines import MAX_DEATHS, RayEngines, one_line
+from megatron_longpo.generate.on_ray.ray_engines import MAX_DEATHS, RayEngines, ray_says
 from megatron_longpo.generate.procedure import Outcome
 from megatron_longpo.generate.run import Contexts, Work, num_documents, record, without_blocking
 
@@ -99,7 +99,7 @@ class _Run:
             suspects = sorted(name for name, deaths in self._deaths.items() if deaths >= MAX_DEATHS - 1)
             raise UserError(
                 f"{MAX_DEATHS} engines ended one after the other while they worked on {' and '.join(suspects)} "
-                f"({one_line(loss)}); the reason stands in the workers' logs in Ray's session folder"
+                f"({ray_says(loss)}); the reason stands in the workers' logs in Ray's session folder"
             ) from loss
 
     async def _outcome(self, engine: int, context: LongContext, *, begun: bool) -> Outcome:

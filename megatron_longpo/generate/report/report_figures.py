@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_longpo.errors import UserError
+from megatron_longpo.errors import import_optional
 
 Colour = Literal["ink", "bar", "chosen", "rejected"]
 _DRAWN: dict[Colour, str] = {"ink": "#010203", "bar": "#010204", "chosen": "#010205", "rejected": "#010206"}
@@ -122,12 +122,6 @@ def _svg(figure: Any, title: str) -> str:
 
 
 def _matplotlib() -> Any:
-    try:
-        import matplotlib
-        import matplotlib.figure
-        import matplotlib.ticker
-    except ImportError as error:
-        raise UserError(
-            f"the report needs matplotlib ({error}); install it: pip install 'megatron-longpo[generate]'"
-        ) from error
-    return matplotlib
+    for module in ("matplotlib.ticker", "matplotlib.figure"):
+        import_optional(module, "the report needs matplotlib", extra="generate")
+    return import_optional("matplotlib", "the report needs matplotlib", extra="generate")

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.corpus.borders import LEVELS, Borders
 from megatron_longpo.generate.corpus.chunk import chunk_text
 from megatron_longpo.generate.corpus.sentences import Sentences
-from megatron_longpo.generate.corpus.token_count import TokenCounter
+from tests.unit.generate.counting import tokens_alone
 
 FAMILIES = ("chatml", "mistral")
 LINES = (
@@ -29,16 +28,6 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEGATRON_LONGPO_HOME", str(tmp_path_factory.mktemp("home")))
         yield Sentences(lambda: "Dr. Who came. He left. Dr. No stayed. Then he went.\n\n" * 50)
-
-
-@pytest.fixture(scope="module")
-def counters(tokenizer_folders: dict[str, Path]) -> dict[str, tuple[Any, TokenCounter]]:
-    loaded = {family: load_tokenizer(tokenizer_folders[family]) for family in FAMILIES}
-    return {family: (tokenizer, TokenCounter(tokenizer.backend_tokenizer)) for family, tokenizer in loaded.items()}
-
-
-def tokens_alone(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.generate.corpus import cells, token_count
 from megatron_longpo.generate.corpus.token_count import Ruler, TokenCounter
+from tests.unit.generate.counting import tokens_alone
 
 FAMILIES = ("chatml", "llama3", "mistral", "llama2")
 WORDS = (
@@ -21,16 +22,6 @@ WORDS = (
 )  # fmt: skip
 SPACES = (" ", " ", " ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\r\n", "\u00a0", "\u3000 ", "\n\n    ", "")
 texts = st.lists(st.one_of(st.sampled_from(WORDS + SPACES), st.text(max_size=4)), max_size=60).map("".join)
-
-
-@pytest.fixture(scope="module")
-def counters(tokenizer_folders: dict[str, Path]) -> dict[str, tuple[Any, TokenCounter]]:
-    loaded = {family: load_tokenizer(tokenizer_folders[family]) for family in FAMILIES}
-    return {family: (tokenizer, TokenCounter(tokenizer.backend_tokenizer)) for family, tokenizer in loaded.items()}
-
-
-def tokens_alone(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
