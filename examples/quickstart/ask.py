@@ -2,7 +2,7 @@
 
 Usage: python -m examples.quickstart.ask --pairs pairs.jsonl --output FILE NAME=DIR...
 
-The question is the first instruction of the last pair of the file, which a split such as 75,25,0 holds out of
+The question is the first instruction of the last pair of the file, which a split such as 80,20,0 holds out of
 training, with its whole long context before it.
 """
 

@@ -23,11 +23,11 @@ from examples.quickstart.report import draw_curves, print_costs, print_quality, 
 from examples.quickstart.stages import ROOT, Record, Stage, StageError, run_stage
 
 PAIRS = ROOT / "examples" / "quickstart" / "pairs.jsonl"
-NUM_STEPS = 12
+NUM_STEPS = 4
 TRAINING_LINES = re.compile(r"^ ?(train|valid) step |CUDA is not available|error: ")
 TRAINING_OPTIONS = (
-    "--split", "75,25,0", "--micro-batch-size", "1", "--global-batch-size", "2", "--optimizer", "adam",
-    "--weight-decay", "0", "--clip-grad", "1", "--eval-iters", "3", "--eval-interval", "1000", "--log-interval", "1",
+    "--split", "80,20,0", "--micro-batch-size", "1", "--global-batch-size", "1", "--optimizer", "adam",
+    "--weight-decay", "0", "--clip-grad", "1", "--eval-iters", "2", "--eval-interval", "1000", "--log-interval", "1",
     "--seed", "42",
 )  # fmt: skip
 SCHEDULE = ("--lr", "1e-5", "--min-lr", "1e-6", "--lr-decay-style", "cosine", "--lr-warmup-fraction", "0.1")
@@ -68,7 +68,7 @@ def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
     reference = work / "data" / "pairs.reference.npz"
     torchrun = (*python, "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
     train = (*torchrun, "-m", "megatron_longpo.train", "--load", f"{imported}", "--longpo-data", f"{data}")
-    train = (*train, *TRAINING_OPTIONS, "--longpo-metrics")
+    train = (*train, *TRAINING_OPTIONS, "--context-parallel-size", f"{ranks}", "--longpo-metrics")
     steps = ("--train-iters", f"{NUM_STEPS}", "--save", f"{run}", "--save-interval", f"{NUM_STEPS}")
     ask = (*python, "examples.quickstart.ask", "--pairs", f"{PAIRS}", "--output", f"{work / 'answers.json'}")
     return [
@@ -79,7 +79,7 @@ def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
         Stage(
             name="build", title="build: JSONL -> indexed dataset", needs=("fetch",), inputs=(PAIRS,),
             command=(*verb, "build", "--input", f"{PAIRS}", "--tokenizer", f"{model}", "--output", f"{data}",
-                     "--max-length", "2048"),
+                     "--max-length", "4992"),
             outputs=(data.parent,),
         ),
         Stage(
@@ -97,7 +97,7 @@ def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
             num_processes=ranks, shows=TRAINING_LINES,
         ),
         Stage(
-            name="train", title=f"train: {NUM_STEPS} steps on {ranks} ranks", needs=("score",),
+            name="train", title=f"train: {NUM_STEPS} steps, a pair's context on {ranks} ranks", needs=("score",),
             command=(*train, f"{run / 'metrics.jsonl'}", *SCHEDULE, *steps), outputs=(run,),
             num_processes=ranks, shows=TRAINING_LINES,
         ),

@@ -63,6 +63,7 @@ def long_contexts(
     start = number = 0
     while chunks := _chunks(chunker, start, len(unit.text), shape):
         number += 1
+        counts.contexts += 1
         end = chunks[-1].end
         yield LongContext(
             id=f"{unit.id}-{number}",
@@ -71,7 +72,6 @@ def long_contexts(
             domain=unit.domain,
             num_tokens=chunker.ruler.tokens(start, end),
         )
-        counts.contexts += 1
         start = end
     counts.units_too_short += number == 0
     counts.characters_cut += len(unit.text) - start

@@ -49,7 +49,7 @@ class Corpus:
             raise UserError(f"--max-duplicate {options.max_duplicate}: needs 0 to 1")
         if options.max_contexts is not None and options.max_contexts < 1:
             raise UserError(f"--max-contexts {options.max_contexts}: needs at least 1")
-        self._options, self.settings = options, settings
+        self.options, self.settings = options, settings
         self._found = Counts()
         self._sources = find_sources(options.paths, self._found)
         self.count = TokenCounter(tokenizer.backend_tokenizer)
@@ -66,7 +66,7 @@ class Corpus:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the contexts beside the settings, for the journal: no path of a machine."""
-        options = asdict(self._options)
+        options = asdict(self.options)
         del options["paths"], options["max_contexts"]
         sizes = {source.name: source.path.stat().st_size for source in self._sources}
         return {**options, "files": sizes}
@@ -90,7 +90,7 @@ class Corpus:
                 long_contexts(unit, self._shape, count=self.count, sentences=sentences, counts=counts)
             )
         )
-        limits = [limit for limit in (at_most, self._options.max_contexts) if limit is not None]
+        limits = [limit for limit in (at_most, self.options.max_contexts) if limit is not None]
         return islice(contexts, min(limits, default=None))
 
     def expected_contexts(self, shard: Shard) -> int:
@@ -102,22 +102,22 @@ class Corpus:
                 ratio = self.count(sample) / len(sample)
             whole, left = divmod(len(unit.text) * ratio, shape.num_chunks * shape.max_tokens)
             num_contexts += int(whole) + (left >= shape.num_chunks * shape.min_tokens)
-        return min(num_contexts, self._options.max_contexts or num_contexts)
+        return min(num_contexts, self.options.max_contexts or num_contexts)
 
     def _units(self, shard: Shard, counts: Counts) -> Iterator[Unit]:
         counts.ignored_files = self._found.ignored_files
         return units(
             self._documents(counts),
             min_tokens=self.settings.min_length,
-            short=self._options.short,
+            short=self.options.short,
             shard=(shard.number - 1, shard.of),
             count_tokens=self.count,
             counts=counts,
-            max_duplicate=self._options.max_duplicate,
+            max_duplicate=self.options.max_duplicate,
         )
 
     def _documents(self, counts: Counts) -> Iterator[Document]:
-        options = self._options
+        options = self.options
         return read_documents(self._sources, text_field=options.text_field, domain=options.domain, counts=counts)
 
     def _sample(self) -> str:

@@ -125,7 +125,9 @@ class OpenAIEngine:
         Raises:
             UserError: the context is too small; the server refuses; it fails for longer than the patience.
         """
-        require_room(request, prompt_tokens(self._tokenizer, request.messages), self.context_limits)
+        # In a thread: the tokens of a long context take a good part of a second, and other answers are on their way.
+        num_prompt_tokens = await asyncio.to_thread(prompt_tokens, self._tokenizer, request.messages)
+        require_room(request, num_prompt_tokens, self.context_limits)
         server = self._servers[request.context]
         async with server.gate:
             return await ask_until_answered(server.endpoint, self._patience, lambda: self._ask(server, request))

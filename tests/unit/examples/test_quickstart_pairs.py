@@ -1,16 +1,19 @@
-"""The committed pairs are what examples/quickstart/README.md says they are."""
+"""The committed pairs are what examples/quickstart/README.md says they are, and what `generate` wrote."""
 
-import re
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from examples.quickstart.fetch_model import default_folder
-from examples.quickstart.make_pairs import MAX_CHUNK_CHARACTERS
-from examples.quickstart.writer import MAX_QUESTION_CHARACTERS
+from examples.quickstart.run import NUM_STEPS, TRAINING_OPTIONS
 from megatron_longpo.data.pair import Pair, read_pairs
+from megatron_longpo.generate.prompts import LEAD_INS, tells_position
 
-PAIRS = Path(__file__).resolve().parents[3] / "examples" / "quickstart" / "pairs.jsonl"
+FOLDER = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
+PAIRS = FOLDER / "pairs.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -18,61 +21,55 @@ def pairs() -> list[Pair]:
     return [pair for _, pair in read_pairs([PAIRS])]
 
 
-def test_there_are_enough_pairs_and_turns(pairs: list[Pair]) -> None:
-    num_turns = [len(pair.turns) for pair in pairs]
-    assert len(pairs) >= 24
-    assert sum(num in (2, 3) for num in num_turns) >= 6
-    assert max(num_turns) == 3
+@pytest.fixture(scope="module")
+def manifest() -> dict[str, Any]:
+    return json.loads((FOLDER / "pairs.jsonl.manifest.json").read_text())
 
 
-def test_every_document_is_used_once(pairs: list[Pair]) -> None:
-    chunks = [chunk for pair in pairs for chunk in pair.context.split("\n\n")]
-    assert len(set(chunks)) == len(chunks)
+def test_they_are_as_generate_wrote_them(pairs: list[Pair], manifest: dict[str, Any]) -> None:
+    assert manifest["sha256"] == hashlib.sha256(PAIRS.read_bytes()).hexdigest()
+    assert manifest["engine"]["engine"] == "transformers"
+    assert manifest["counts"]["pairs"] == len(pairs) >= 8
+    assert manifest["counts"]["turns"] == sum(len(pair.turns) for pair in pairs)
 
 
-def test_the_evidence_is_one_chunk_of_the_context(pairs: list[Pair]) -> None:
-    for pair in pairs:
-        chunks = pair.context.split("\n\n")
-        assert len(chunks) >= 3
-        assert [chunks[number] for number in pair.meta["evidence_chunks"]] == [t.short_context for t in pair.turns]
-        assert [chunk.split("\n")[0] for chunk in chunks] == pair.meta["chunks"]
-
-
-def test_every_instruction_is_one_question_on_its_chunk(pairs: list[Pair]) -> None:
-    for pair in pairs:
-        for turn in pair.turns:
-            question = turn.instruction.removesuffix(" Answer in one sentence.")
-            assert question != turn.instruction
-            assert re.fullmatch(r"[A-Z][^\n?]*\?", question)
-            assert len(question) <= MAX_QUESTION_CHARACTERS
-            assert turn.short_context.split("\n")[0] in question
-
-
-def test_the_answers_differ_and_are_whole_sentences(pairs: list[Pair]) -> None:
-    for pair in pairs:
-        for turn in pair.turns:
-            assert turn.chosen != turn.rejected
-            for answer in (turn.chosen, turn.rejected):
-                assert re.fullmatch(r"[A-Z][^\n]*[.!?]", answer)
-                assert 20 <= len(answer) <= 600  # 96 tokens
-
-
-def test_sizes_in_characters(pairs: list[Pair]) -> None:
-    for pair in pairs:
-        assert 2900 <= len(pair.context) <= 6000
-        for turn in pair.turns:
-            assert len(turn.short_context) <= MAX_CHUNK_CHARACTERS + 30  # the country's name and a line break
-            assert 3 * len(turn.short_context) < len(pair.context)
-
-
-def test_trunks_have_700_to_1500_tokens(pairs: list[Pair]) -> None:
+def test_contexts_and_chunks_are_as_long_as_asked_for(pairs: list[Pair], manifest: dict[str, Any]) -> None:
+    assert (manifest["settings"]["min_chunk_tokens"], manifest["settings"]["max_chunk_tokens"]) == (500, 800)
     folder = default_folder()
     if not (folder / "tokenizer.json").exists():
         pytest.skip("the quickstart's model has not been fetched: python -m examples.quickstart.fetch_model")
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    lengths = [len(tokenizer(pair.context)["input_ids"]) for pair in pairs]
+    assert min(lengths) >= 2800
+    assert sum(length >= 3000 for length in lengths) >= 8
     for pair in pairs:
-        message = {"role": "user", "content": f"{pair.context}\n\n{pair.turns[0].instruction}"}
-        text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-        assert 700 <= len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= 1500, pair.id
+        assert all(500 <= len(tokenizer(turn.short_context)["input_ids"]) <= 800 for turn in pair.turns), pair.id
+
+
+def test_every_context_is_of_other_articles(pairs: list[Pair]) -> None:
+    articles = [article for pair in pairs for article in pair.context.split("\n\n") if not article.startswith("##")]
+    assert len(set(articles)) == len(articles)
+
+
+def test_every_short_context_is_in_its_long_one(pairs: list[Pair]) -> None:
+    for pair in pairs:
+        for turn in pair.turns:
+            assert turn.short_context in pair.context
+            assert turn.chosen.strip() and turn.rejected.strip() and turn.chosen != turn.rejected
+
+
+def test_every_instruction_is_a_question_after_a_lead_in(pairs: list[Pair]) -> None:
+    heads = [lead_in.partition("{question}")[0] for lead_in in LEAD_INS]
+    for pair in pairs:
+        for turn in pair.turns:
+            assert any(turn.instruction.startswith(head) for head in heads)
+            assert not tells_position(turn.instruction)
+
+
+def test_the_quickstart_trains_on_no_pair_twice_and_holds_two_out(pairs: list[Pair]) -> None:
+    trained, held_out, _ = map(int, TRAINING_OPTIONS[TRAINING_OPTIONS.index("--split") + 1].split(","))
+    num_held_out = round(len(pairs) * held_out / (trained + held_out))
+    assert len(pairs) - num_held_out >= NUM_STEPS
+    assert str(num_held_out) == TRAINING_OPTIONS[TRAINING_OPTIONS.index("--eval-iters") + 1]

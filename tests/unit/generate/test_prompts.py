@@ -70,6 +70,8 @@ def test_more_questions_than_asked_for_are_left() -> None:
         "What is stated on page 12 about copper?",
         "Which excerpt mentions the harbour?",
         "What do the last two chapters have in common?",
+        "What is the main purpose of the two paragraphs?",
+        "What is the main idea of the Burundi text?",
     ],
 )
 def test_questions_that_tell_a_position(question: str) -> None:
