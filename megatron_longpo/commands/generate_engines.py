@@ -40,6 +40,8 @@ class EngineOptions:
     request_timeout_s: float
     retry_for_s: float
     tensor_parallel_size: int
+    draws: bool
+    """Some temperature is above 0."""
 
 
 def engine_options(args: argparse.Namespace, settings: Settings) -> EngineOptions:
@@ -63,6 +65,7 @@ def engine_options(args: argparse.Namespace, settings: Settings) -> EngineOption
         request_timeout_s=args.request_timeout,
         retry_for_s=args.retry_for,
         tensor_parallel_size=args.tensor_parallel_size,
+        draws=settings.question.temperature > 0 or settings.answer.temperature > 0,
     )
 
 
@@ -89,6 +92,7 @@ async def open_engine(options: EngineOptions) -> Engine:
             request_timeout_s=options.request_timeout_s,
             retry_for_s=options.retry_for_s,
             first_answer_s=min(FIRST_ANSWER_S, options.retry_for_s),
+            draws=options.draws,
         )
     from megatron_longpo.generate.engines.local_load import LongRope
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -78,3 +78,27 @@ def test_a_server_killed_in_the_middle_and_started_again(tmp_path: Path) -> None
     undisturbed, answers = asyncio.run(disturbed())
     assert answers == undisturbed
     assert all(answer.num_new_tokens > 0 for answer in answers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("does_draw", [False, True])
+def test_a_server_draws_if_its_model_says_so(tmp_path: Path, does_draw: bool) -> None:
+    """`transformers serve` ignores the temperature of a request when the model's folder does not ask for drawing."""
+    folder, port = save_chat_model(tmp_path / "model"), free_port()
+    if does_draw:
+        (folder / "generation_config.json").write_text('{"do_sample": true}', encoding="utf-8")
+
+    async def connect(endpoint: str) -> None:
+        engine = await open_openai_engine(
+            endpoint,
+            tokenizer=load_tokenizer(folder),
+            model_folder=folder,
+            model_name=str(folder),
+            first_answer_s=120,
+            draws=True,
+        )
+        await engine.aclose()
+
+    expected = nullcontext() if does_draw else pytest.raises(UserError, match='"do_sample": true')
+    with served(folder, port) as endpoint, expected:
+        asyncio.run(connect(endpoint))

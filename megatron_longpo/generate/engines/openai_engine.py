@@ -19,7 +19,7 @@ from megatron_longpo.errors import UserError, import_optional
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
 from megatron_longpo.generate.engines.prompt_length import prompt_tokens, require_room
 from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
-from megatron_longpo.generate.engines.server_check import check_tokens, choose_model
+from megatron_longpo.generate.engines.server_check import check_draws, check_tokens, choose_model
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -54,8 +54,9 @@ async def open_openai_engine(
     request_timeout_s: float = 600.0,
     retry_for_s: float = 600.0,
     first_answer_s: float = 30.0,
+    draws: bool = False,
 ) -> "OpenAIEngine":
-    """Connect, find the model, and hold its tokenizer against ours with one small request.
+    """Connect, find the model, and hold its tokenizer against ours with small requests.
 
     The key is the environment's OPENAI_API_KEY, if it is set. What a request does not say (top-k, penalties) is the
     server's own setting.
@@ -71,9 +72,11 @@ async def open_openai_engine(
         request_timeout_s: see `Patience`.
         retry_for_s: see `Patience`.
         first_answer_s: ``retry_for_s`` of the requests made here: how long a server may take to come up.
+        draws: requests will have a temperature; a server that ignores it is refused.
 
     Raises:
-        UserError: the package openai is missing; no such server or model; no context length; another tokenizer.
+        UserError: the package openai is missing; no such server or model; no context length; another tokenizer;
+            no drawing.
     """
     opening = Patience(request_timeout_s=request_timeout_s, retry_for_s=first_answer_s)
     given: list[tuple[Context, str, str | None]] = [("short", endpoint, model_name)]
@@ -87,6 +90,8 @@ async def open_openai_engine(
             limit = _limit(url, model.limit, context_limit, model_folder)
             servers[context] = _Server(url, client, model.name, limit, asyncio.Semaphore(max_concurrent))
             await check_tokens(client, url, model, tokenizer, opening)
+            if draws:
+                await check_draws(client, url, model, opening)
     except BaseException:
         for client in clients:
             await client.close()

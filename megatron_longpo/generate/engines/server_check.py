@@ -1,7 +1,9 @@
-"""Before the first question: does the server have the model, and does it count tokens as we do?"""
+"""Before the first question: has the server the model, does it count tokens as we do, does it draw when asked to?"""
 
+import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.errors import UserError
@@ -22,6 +24,9 @@ Stra\u00dfenbahnhaltestelle, \u0441\u043e\u0431\u0430\u043a\u0430, \u6771\u4eac\
 \u03b4\u03b5\u03bd\u03b4\u03c1\u03bf, \U0001f600\U0001f680.
 antidisestablishmentarianism hippopotomonstrosesquipedalian \
 qzxjkvw lorem IPSUM DoLoR sit-amet        eight blanks, <b>markup</b> &amp; {"json": [null, true, -1e-9]}."""
+
+OPEN_ENDED = "Write down twelve words that have nothing to do with each other."
+"""What no model that draws its words answers alike three times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,24 @@ async def check_tokens(
         )
 
 
+async def check_draws(client: "AsyncOpenAI", endpoint: str, model: ServedModel, patience: Patience) -> None:
+    """Ask the same with three seeds: a server may ignore the temperature.
+
+    `transformers serve` does (5.23), unless the model's generation_config.json says ``do_sample``.
+
+    Raises:
+        UserError: it answers all three alike.
+    """
+    draws = [partial(_draw, client, model.name, seed) for seed in range(3)]
+    texts = await asyncio.gather(*(ask_until_answered(endpoint, patience, draw) for draw in draws))
+    if len(set(texts)) == 1 and texts[0].strip():
+        raise UserError(
+            f"{endpoint}: {model.name} answers the same to three seeds at temperature 1 ({texts[0][:60]!r}), so it does"
+            ' not draw; let it (transformers serve: "do_sample": true in the model\'s generation_config.json), or ask'
+            " with --question-temperature 0 --answer-temperature 0"
+        )
+
+
 async def _list_models(client: "AsyncOpenAI", may_be_missing: bool) -> dict[str, dict[str, Any]]:
     """Name -> what is said of it; nothing from a server that cannot list them, if that will do.
 
@@ -115,3 +138,15 @@ async def _count(client: "AsyncOpenAI", model: str, messages: list[dict[str, str
         raise BrokenAnswerError("the answer is no chat completion")
     counted = (fields.get("usage") or {}).get("prompt_tokens")
     return counted if isinstance(counted, int) and counted > 0 else None
+
+
+async def _draw(client: "AsyncOpenAI", model: str, seed: int) -> str:
+    messages: Any = [{"role": "user", "content": OPEN_ENDED}]
+    answer = await client.chat.completions.with_raw_response.create(
+        model=model, messages=messages, max_tokens=24, temperature=1, top_p=1, seed=seed
+    )
+    fields = read_object(answer.http_response.text, "chat completion")
+    try:
+        return str(fields["choices"][0]["message"]["content"] or "")
+    except (LookupError, TypeError) as error:
+        raise BrokenAnswerError("the answer is no chat completion") from error

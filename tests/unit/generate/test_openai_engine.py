@@ -71,6 +71,19 @@ def test_a_request_says_all_that_decides_its_answer(tokenizer: Any, probe_answer
     }
 
 
+def test_a_server_that_ignores_the_temperature_is_refused(tokenizer: Any, probe_answer: bytes) -> None:
+    with pytest.raises(UserError, match=r"small answers the same to three seeds at temperature 1 \('It is.'\), so it"):
+        run(tokenizer, probe_answer, GOOD, draws=True)
+
+
+def test_a_server_that_draws_is_not(tokenizer: Any, probe_answer: bytes) -> None:
+    failed, others = response({"choices": []}), [response(chat_answer(text, 9)) for text in ("Axe, sea", "Axe, sky")]
+    answer, server = run(tokenizer, probe_answer, failed, *others, others[0], GOOD, draws=True, first_answer_s=20.0)
+    assert answer == EXPECTED
+    probes = server.bodies[1:-1]
+    assert {body["seed"] for body in probes} == {0, 1, 2} and {body["temperature"] for body in probes} == {1}
+
+
 HALF = GOOD[: len(GOOD) // 2]
 CHUNKED = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n{"id": "1",'
 
