@@ -104,13 +104,10 @@ class Cells:
         """The text of the first key, which nothing stands before."""
         return key.replace(_BLANK, " ")
 
-    def parts(self, keys: Sequence[str]) -> tuple[list[str], list[int]]:
-        """Cells cut after their words where that is safe: words come again more often than cells.
+    def parts(self, keys: Sequence[str]) -> list[list[str]]:
+        """Each key's cell, cut after its words where that is safe: words come again more often than cells.
 
         No key may be the first of its text. All go through the regular expression in one string.
-
-        Returns:
-            the parts of all cells, and how many of them each cell has.
         """
         lead = self.lead
         joined = _END.join([f"{lead} {key}" for key in keys])
@@ -118,13 +115,14 @@ class Cells:
         joined = (
             joined.replace(f"{lead} {_BEFORE}", lead).replace(f"{lead} {_AFTER}", lead and "\n").replace(_BLANK, " ")
         )
-        cells = joined.split(_END)
         if self._letter is None:
-            return cells, [1] * len(cells)
-        cut = self._letter.sub(f"{_PART}{lead}", joined).split(_END)
+            return [[cell] for cell in joined.split(_END)]
+        cells = [cell.split(_PART) for cell in self._letter.sub(f"{_PART}{lead}", joined).split(_END)]
         if self._atom.search(joined):
-            cut = [whole if self._atom.search(whole) else parts for whole, parts in zip(cells, cut, strict=True)]
-        return _PART.join(cut).split(_PART), [cell.count(_PART) + 1 for cell in cut]
+            for index, cell in enumerate(joined.split(_END)):
+                if self._atom.search(cell):
+                    cells[index] = [cell]
+        return cells
 
 
 def cells_of(backend: "Tokenizer") -> Cells | None:

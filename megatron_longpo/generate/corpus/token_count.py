@@ -7,7 +7,7 @@ For a tokenizer that has no such cells, and for stretches of text without them, 
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, chain, filterfalse, pairwise, product
+from itertools import accumulate, chain, pairwise, product
 from typing import TYPE_CHECKING
 
 from megatron_longpo.generate.corpus.cells import Cells, cells_of
@@ -73,34 +73,38 @@ class TokenCounter:
     def sums(self, cells: Cells, rows: Sequence[list[str]]) -> list[int]:
         """Tokens of each row of keys; none of them may be the first of its text."""
         counts = self._counts
-        long: list[str] = []
-        if new := set(filterfalse(counts.__contains__, chain.from_iterable(rows))):
-            if len(counts) + len(new) > MAX_CACHED_CELLS:
-                counts.clear()
-                self._part_counts.clear()
-                new.update(*rows)
-            long = self._learn(cells, list(new))
+        try:
+            return [sum(map(counts.__getitem__, row)) for row in rows]
+        except KeyError:
+            long = self._learn(cells, set[str]().union(*rows))
         found = [sum(map(counts.__getitem__, row)) for row in rows]
         for key in long:
             del counts[key]
         return found
 
-    def _learn(self, cells: Cells, keys: list[str]) -> list[str]:
-        """Count new cells; returns those that are too long to keep."""
+    def _learn(self, cells: Cells, keys: set[str]) -> list[str]:
+        """Count the cells that are new; returns those that are too long to keep."""
+        new = keys.difference(self._counts)
+        if len(self._counts) + len(new) > MAX_CACHED_CELLS:
+            self._counts.clear()
+            new = keys
+            self._part_counts.clear()
+        order = list(new)
+        cells_parts = cells.parts(order)
         known = self._part_counts
-        parts, sizes = cells.parts(keys)
-        unknown = list(set(filterfalse(known.__contains__, parts)))
+        unknown = list(set(chain.from_iterable(cells_parts)).difference(known))
         totals = self.whole(unknown)
         if cells.lead:
             totals = [total - self._before[part[0]] for part, total in zip(unknown, totals, strict=True)]
-        known.update(zip(unknown, totals, strict=True))
-        before_part = list(accumulate(map(known.__getitem__, parts), initial=0))
-        before_cell = map(before_part.__getitem__, accumulate(sizes, initial=0))
-        self._counts.update(zip(keys, (after - before for before, after in pairwise(before_cell)), strict=True))
+        known |= zip(unknown, totals, strict=True)
+        self._counts |= {
+            key: known[row[0]] if len(row) == 1 else sum(map(known.__getitem__, row))
+            for key, row in zip(order, cells_parts, strict=True)
+        }
         for part in unknown:
             if len(part) > MAX_CACHED_CHARACTERS:
                 del known[part]
-        return [key for key in keys if len(key) > MAX_CACHED_CHARACTERS]
+        return [key for key in order if len(key) > MAX_CACHED_CHARACTERS]
 
     def _proved_cells(self) -> Cells | None:
         """The tokenizer's cells, with the kinds of cuts that prove right on texts full of hard places."""
