@@ -99,8 +99,8 @@ class Settings:
         for name in ("max_repetition", "max_similarity"):
             _require(0 <= getattr(self, name) <= 1, f"--{_option(name)} {getattr(self, name)}: needs 0 to 1")
         if unknown := [name for name in self.keep if name not in FILTERS or name in ALWAYS_ON]:
-            usable = ", ".join(name for name in FILTERS if name not in ALWAYS_ON)
-            raise UserError(f"--keep {unknown[0]!r}: no filter that can be turned off; there are {usable}")
+            usable = ", ".join(_option(name) for name in FILTERS if name not in ALWAYS_ON)
+            raise UserError(f"--keep {_option(unknown[0])}: no filter that can be turned off; there are {usable}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -131,7 +131,7 @@ def from_preset(name: str | None, **given: Any) -> Settings:
 
 
 def _option(name: str) -> str:
-    return name.replace("_", "-")
+    return name.replace("_", "-").replace(" ", "-")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -201,8 +201,8 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "keep": (["--keep", "nonsense"], "--keep 'nonsense': no filter that can be turned off; there are position"),
-    "keep-needed": (["--keep", "control-tokens"], "--keep 'control tokens': no filter that can be turned off"),
+    "keep": (["--keep", "nonsense"], "--keep nonsense: no filter that can be turned off; there are position"),
+    "keep-needed": (["--keep", "control-tokens"], "--keep control-tokens: no filter that can be turned off"),
     "shard": (["--shard", "3/2"], "--shard 3/2: give i/n with i from 1 to n"),
     "shard-word": (["--shard", "first"], "--shard 'first': give i/n"),
     "turns": (["--min-turns", "3"], "--min-turns 3 is above --num-turns 2"),
