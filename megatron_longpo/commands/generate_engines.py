@@ -13,9 +13,6 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Engine
 from megatron_longpo.generate.settings import QUESTION_ROOM, Settings
 
-FIRST_ANSWER_S = 30.0
-"""How long a server is waited for at the start: a wrong address should not take half an hour to be noticed."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
@@ -91,7 +88,6 @@ async def open_engine(options: EngineOptions) -> Engine:
             max_concurrent=options.max_concurrent,
             request_timeout_s=options.request_timeout_s,
             retry_for_s=options.retry_for_s,
-            first_answer_s=min(FIRST_ANSWER_S, options.retry_for_s),
             draws=options.draws,
         )
     from megatron_longpo.generate.engines.local_load import LongRope

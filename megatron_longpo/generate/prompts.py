@@ -47,7 +47,7 @@ _POSITION = re.compile(
         | (?:chunk|excerpt|passage)s?
         | (?:beginning|start|end|middle|half)\s+of\s+the\s+(?:text|document|story|paper|code|article|book)
         | (?:paragraph|section|page|line)\s+\d+
-        | according\s+to\s+the\s+(?:paragraph|section|sentence)
+        | according\s+to\s+the\s+(?:section|sentence)
         | (?:the|these|those|both)\s+(?:\w+\s+)?paragraphs?
         | (?:purpose|point|theme|topic|subject|message|idea|title|summary)\s+of\s+the\s+(?:\w+\s+)?(?:text|document)
     )\b""",

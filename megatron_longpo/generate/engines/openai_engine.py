@@ -71,14 +71,15 @@ async def open_openai_engine(
         max_concurrent: requests in flight, for each endpoint.
         request_timeout_s: see `Patience`.
         retry_for_s: see `Patience`.
-        first_answer_s: ``retry_for_s`` of the requests made here: how long a server may take to come up.
+        first_answer_s: ``retry_for_s`` of the requests made here: how long a server may take to come up; a wrong
+            address should not take as long as ``retry_for_s`` to be noticed.
         draws: requests will have a temperature; a server that ignores it is refused.
 
     Raises:
         UserError: the package openai is missing; no such server or model; no context length; another tokenizer;
             no drawing.
     """
-    opening = Patience(request_timeout_s=request_timeout_s, retry_for_s=first_answer_s)
+    opening = Patience(request_timeout_s=request_timeout_s, retry_for_s=min(first_answer_s, retry_for_s))
     given: list[tuple[Context, str, str | None]] = [("short", endpoint, model_name)]
     if long_endpoint is not None:
         given.append(("long", long_endpoint, long_model_name or model_name))

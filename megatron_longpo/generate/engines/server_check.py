@@ -74,10 +74,9 @@ async def check_tokens(
     Raises:
         UserError: the server does not serve ``model``, or with another tokenizer or chat template.
     """
-    messages: list[dict[str, str]] = [{"role": "user", "content": PROBE}]
-    expected = prompt_tokens(tokenizer, messages)
+    expected = prompt_tokens(tokenizer, _messages(PROBE))
     try:
-        counted = await ask_until_answered(endpoint, patience, lambda: _count(client, model.name, messages))
+        counted = await ask_until_answered(endpoint, patience, lambda: _count(client, model.name))
     except UserError as error:
         if model.name in model.listed or not model.listed:
             raise
@@ -130,23 +129,28 @@ async def _list_models(client: "AsyncOpenAI", may_be_missing: bool) -> dict[str,
     return {str(model["id"]): model for model in models if isinstance(model, dict) and "id" in model}
 
 
-async def _count(client: "AsyncOpenAI", model: str, messages: list[dict[str, str]]) -> int | None:
-    chat: Any = client.chat.completions.with_raw_response
-    answer = await chat.create(model=model, messages=messages, max_tokens=1, temperature=0, seed=0)
-    fields = read_object(answer.http_response.text, "chat completion")
-    if not isinstance(fields.get("choices"), list):
-        raise BrokenAnswerError("the answer is no chat completion")
+async def _count(client: "AsyncOpenAI", model: str) -> int | None:
+    fields = await _chat(client, model, PROBE, max_tokens=1, temperature=0, seed=0)
     counted = (fields.get("usage") or {}).get("prompt_tokens")
     return counted if isinstance(counted, int) and counted > 0 else None
 
 
 async def _draw(client: "AsyncOpenAI", model: str, seed: int) -> str:
-    messages: Any = [{"role": "user", "content": OPEN_ENDED}]
-    answer = await client.chat.completions.with_raw_response.create(
-        model=model, messages=messages, max_tokens=24, temperature=1, top_p=1, seed=seed
-    )
-    fields = read_object(answer.http_response.text, "chat completion")
+    fields = await _chat(client, model, OPEN_ENDED, max_tokens=24, temperature=1, top_p=1, seed=seed)
     try:
         return str(fields["choices"][0]["message"]["content"] or "")
     except (LookupError, TypeError) as error:
         raise BrokenAnswerError("the answer is no chat completion") from error
+
+
+async def _chat(client: "AsyncOpenAI", model: str, content: str, **sampling: Any) -> dict[str, Any]:
+    chat: Any = client.chat.completions.with_raw_response
+    answer = await chat.create(model=model, messages=_messages(content), **sampling)
+    fields = read_object(answer.http_response.text, "chat completion")
+    if not isinstance(fields.get("choices"), list):
+        raise BrokenAnswerError("the answer is no chat completion")
+    return fields
+
+
+def _messages(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
