@@ -167,7 +167,7 @@ def _manifest(header: Mapping[str, Any], num_shards: int, tally: Tally, output: 
         "num_shards": num_shards,
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "sha256": digest,
-        "counts": {**asdict(tally), "sources": dict(tally.sources), "dropped": dict(+tally.dropped)},
+        "counts": {**asdict(tally), "sources": dict(tally.sources), "dropped": dict(sorted((+tally.dropped).items()))},
     }
 
 
