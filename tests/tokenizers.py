@@ -63,6 +63,12 @@ def chatml_tokenizer(directory: Path) -> Path:
     return _save(backend, directory, CHATML_TEMPLATE, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
+def gpt2_tokenizer(directory: Path) -> Path:
+    """Byte-level BPE with GPT-2's words (SmolLM2's, too): no mark is in one word with letters."""
+    backend = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel(False))
+    return _save(backend, directory, CHATML_TEMPLATE, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
 def llama3_tokenizer(directory: Path) -> Path:
     """Byte-level BPE, Llama 3's template: bos, contents stripped."""
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -133,11 +139,13 @@ def sentencepiece_of(directory: Path) -> SentencePieceProcessor:
     return SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
 
 
-def _byte_level(special_tokens: list[str]) -> Tokenizer:
+def _byte_level(special_tokens: list[str], words: pre_tokenizers.PreTokenizer | None = None) -> Tokenizer:
     backend = Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    backend.pre_tokenizer = words or pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     backend.decoder = decoders.ByteLevel()
     _train(backend, iter([_corpus()]), special_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())

@@ -7,7 +7,7 @@ For a tokenizer that has no such cells, and for stretches of text without them, 
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, chain, pairwise, product
+from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING
 
 from megatron_longpo.generate.corpus.cells import Cells, cells_of
@@ -32,13 +32,16 @@ _WORDS = (
     "a", "don't", "X1", "3.14", "e\u0301", "\u4e2d\u6587", "...", "-", "(x)", "<b>", "\u2019s", "_b_", "\U0001f642",
 )  # fmt: skip
 _SPACES = (" ", "  ", "\n", "\n\n", " \n", "\n  ", "\t", " \t ", "\n\t", "\u00a0 ", "\u3000", "\r\n", "   \n\n   ")
+_CHARACTERS = "as1'(_+\u201d\u00e9"
 _PROBE = "".join(left + space + right for left, space, right in product(_WORDS, _SPACES, _WORDS))
 _PROBES = [_PROBE[start : start + 97] for start in range(0, len(_PROBE), 89)]
 """Every word between every two kinds of white space, cut anywhere."""
+_PROBES += [" ".join(map("".join, product(first, _CHARACTERS, _CHARACTERS, "as1("))) for first in _CHARACTERS]
+"""Letters, digits and marks in every order."""
 
 
 class TokenCounter:
-    """Counts tokens of texts as the tokenizer does without special tokens around them.
+    """Counts tokens of texts as the tokenizer does without special tokens around them; for one thread at a time.
 
     Args:
         backend: `PreTrainedTokenizerFast.backend_tokenizer`; it is copied, and truncation and padding do not count.
@@ -50,7 +53,7 @@ class TokenCounter:
         self._backend = Tokenizer.from_str(backend.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._counts: dict[str, int] = {}
+        self._counts = _Counts()
         self._part_counts: dict[str, int] = {}
         self._before = dict(zip("a\n", self.whole(["a", "\n"]), strict=True))
         self.cells = self._proved_cells()
@@ -73,38 +76,46 @@ class TokenCounter:
     def sums(self, cells: Cells, rows: Sequence[list[str]]) -> list[int]:
         """Tokens of each row of keys; none of them may be the first of its text."""
         counts = self._counts
-        try:
-            return [sum(map(counts.__getitem__, row)) for row in rows]
-        except KeyError:
-            long = self._learn(cells, set[str]().union(*rows))
-        found = [sum(map(counts.__getitem__, row)) for row in rows]
-        for key in long:
-            del counts[key]
+        counts.missed = new = list[str]()
+        found, ends = list[int](), [0]
+        for row in rows:
+            found.append(sum(map(counts.__getitem__, row)))
+            ends.append(len(new))
+        if new:
+            learned = self._learn(cells, list(set(new)))
+            missed = [0, *accumulate(map(learned.__getitem__, new))]
+            found = [
+                count + missed[end] - missed[start] for count, (start, end) in zip(found, pairwise(ends), strict=True)
+            ]
         return found
 
-    def _learn(self, cells: Cells, keys: set[str]) -> list[str]:
-        """Count the cells that are new; returns those that are too long to keep."""
-        new = keys.difference(self._counts)
-        if len(self._counts) + len(new) > MAX_CACHED_CELLS:
-            self._counts.clear()
-            new = keys
-            self._part_counts.clear()
-        order = list(new)
-        cells_parts = cells.parts(order)
+    def _learn(self, cells: Cells, keys: list[str]) -> dict[str, int]:
+        """Count cells that are new, and keep those that are not too long.
+
+        Flat lists only: a list for each cell would have Python's garbage collector go through all of them, for longer
+        than the rest of this takes.
+        """
         known = self._part_counts
-        unknown = list(set(chain.from_iterable(cells_parts)).difference(known))
+        if len(self._counts) + len(keys) > MAX_CACHED_CELLS:
+            self._counts.clear()
+            known.clear()
+        parts, sizes = cells.parts(keys)
+        unknown = list(set(parts).difference(known))
         totals = self.whole(unknown)
         if cells.lead:
             totals = [total - self._before[part[0]] for part, total in zip(unknown, totals, strict=True)]
         known |= zip(unknown, totals, strict=True)
-        self._counts |= {
-            key: known[row[0]] if len(row) == 1 else sum(map(known.__getitem__, row))
-            for key, row in zip(order, cells_parts, strict=True)
-        }
+        tokens = [0, *accumulate(map(known.__getitem__, parts))]
+        ends = accumulate(sizes, initial=0)
+        learned = {key: tokens[end] - tokens[start] for key, (start, end) in zip(keys, pairwise(ends), strict=True)}
+        self._counts |= learned
         for part in unknown:
             if len(part) > MAX_CACHED_CHARACTERS:
                 del known[part]
-        return [key for key in order if len(key) > MAX_CACHED_CHARACTERS]
+        for key in keys:
+            if len(key) > MAX_CACHED_CHARACTERS:
+                del self._counts[key]
+        return learned
 
     def _proved_cells(self) -> Cells | None:
         """The tokenizer's cells, with the kinds of cuts that prove right on texts full of hard places."""
@@ -114,16 +125,29 @@ class TokenCounter:
         added = [f"b {token} c{token}d\n{token}\n {token}'" for token in sorted(cells.atoms)[:MAX_ADDED_PROBED]]
         probes = [text for text in (*_PROBES, *added) if cells.can_cut(text)]
         counts = self.whole(probes)
-        kinds = {kind for kind in cells.kinds if self._is_right(cells.only({kind}), probes, counts)}
-        cells = cells.only(kinds)
-        return cells if kinds and self._is_right(cells, probes, counts) else None
+        if not self._is_right(cells, probes, counts):
+            cells = cells.only({kind for kind in cells.kinds if self._is_right(cells.only({kind}), probes, counts)})
+            if not self._is_right(cells, probes, counts):
+                return None
+        return cells if cells.kinds else None
 
     def _is_right(self, cells: Cells, texts: list[str], counts: list[int]) -> bool:
         """Whether the cells give the tokenizer's own ``counts`` for ``texts``; what was learned for it is forgotten."""
         found = self.in_cells(cells, texts)
-        self._counts.clear()
-        self._part_counts.clear()
+        self._counts.clear()  # parts have the tokens that they have alone, whatever cut them out
         return found == counts
+
+
+class _Counts(dict[str, int]):
+    """Tokens by key; one that is missed counts nothing and is written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missed = list[str]()
+
+    def __missing__(self, key: str) -> int:
+        self.missed.append(key)
+        return 0
 
 
 class Ruler:

@@ -14,11 +14,11 @@ from megatron_longpo.generate.corpus import cells, token_count
 from megatron_longpo.generate.corpus.token_count import Ruler, TokenCounter
 from tests.unit.generate.counting import tokens_alone
 
-FAMILIES = ("chatml", "llama3", "mistral", "llama2")
+FAMILIES = ("chatml", "llama3", "mistral", "llama2", "gpt2")
 WORDS = (
     "the", "The", "don't", "x'S", "_it_", "3.14", "1234567", "e\u0301", "\u4e2d\u6587", "\u00bd", "...", "--", "(a)",
     "<|im_end|>", "</s>", "\ufdd0", "\u2019s", "\U0001f642", "\u200b", "\x1c", "<0x0A>", "\u2581", "na\u00efve",
-    "\u0301", "(it's)",
+    "\u0301", "(it's)", "2nd", "v1.0b", "f(x=1)", "a\u201db\u2014c", "\ufffd",
 )  # fmt: skip
 SPACES = (" ", " ", " ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\r\n", "\u00a0", "\u3000 ", "\n\n    ", "")
 texts = st.lists(st.one_of(st.sampled_from(WORDS + SPACES), st.text(max_size=4)), max_size=60).map("".join)
@@ -45,6 +45,27 @@ def test_any_part_has_the_tokens_it_has_alone(counters: Any, family: str, text: 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_families_have_cells(counters: Any, family: str) -> None:
     assert cells.BLANK in counters[family][1].cells.kinds
+
+
+def test_cells_are_cut_where_words_end(counters: Any) -> None:
+    kinds = {family: counters[family][1].cells.kinds.intersection(cells.INSIDE) for family in FAMILIES}
+    gpt2, qwen = {cells.LETTER, cells.DIGIT, cells.MARK}, {cells.LETTER, cells.DIGIT}
+    assert kinds == {"gpt2": gpt2, "chatml": qwen, "llama3": qwen, "mistral": set(), "llama2": set()}
+    keys = [" f(x1)[0]", " don't", " 2nd<|im_end|>"]
+    parts, sizes = counters["gpt2"][1].cells.parts([key.lstrip() for key in keys])
+    assert parts == [" f", "(", "x", "1", ")[", "0", "]", " don", "'t", " 2nd<|im_end|>"] and sizes == [7, 2, 1]
+
+
+def test_an_entry_that_ends_within_a_mark_forbids_the_cut_before_it() -> None:
+    backend = Tokenizer(models.BPE(_numbered("a", "b", "\u00e2", "\u0122", "\u013f", "a\u00e2"), [("a", "\u00e2")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    assert backend.encode("a\u201d").tokens == ["a\u00e2", "\u0122", "\u013f"]  # of the mark's three bytes
+    tried = cells.cells_of(backend)
+    assert tried is not None and tried.kinds.intersection(cells.INSIDE) == {cells.DIGIT, cells.MARK}
+
+
+def _numbered(*entries: str) -> dict[str, int]:
+    return {entry: index for index, entry in enumerate(entries)}
 
 
 def test_real_text_with_few_cells_kept(counters: Any, monkeypatch: pytest.MonkeyPatch) -> None:
