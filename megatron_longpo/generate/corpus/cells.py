@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 _BLANK, _BEFORE, _AFTER, _PART, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4"
 """In keys: a blank that is no cut; opens a cell cut off before, or after, a line feed; between parts; between cells.
 Unicode promises that they are never characters of a text."""
-_OTHER_SPACE = "\n\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
+_ASCII_SPACE = "\n\t\r\x0b\x0c\x1c\x1d\x1e\x1f"
+_OTHER_SPACE = _ASCII_SPACE + "\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 """White space (to `str.isspace`) but the blank."""
 
 BLANK = r"(?<=\S)(?= )"
@@ -109,7 +108,7 @@ class Cells:
         else:
             if "  " in text:
                 text = text.replace("  ", f" {_BLANK}").replace(f"{_BLANK} ", _BLANK * 2)
-            for space in _OTHER_SPACE:
+            for space in _ASCII_SPACE if text.isascii() else _OTHER_SPACE:
                 if space in text:
                     text = text.replace(f"{space} ", f"{space}{_BLANK}")
             if text.startswith(" "):
