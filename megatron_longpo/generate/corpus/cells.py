@@ -31,12 +31,13 @@ LINE = r"(?<=\n)(?=\S)"
 BETWEEN = (BLANK, LINE_FEED, LINE_FEED_AFTER_WORD, LINE)
 """Kinds of cuts between cells, as patterns that match between two characters."""
 
-# The last is what a part of the others becomes where an entry of the vocabulary ends or begins within one.
-_MARKS = string.punctuation + "\u201c\u201d\u2013\u2014\ufffd"
+_MARKS = string.punctuation + "\u201c\u201d\u2013\u2014"
+# Of those four in UTF-8 (as `_texts` writes a single byte) the first byte, and the last ones.
+_OPENING_BYTE, _CLOSING_BYTES = "\udce2", "\udc93\udc94\udc9c\udc9d"
 _SIDES = (
-    (string.ascii_letters, _MARKS + string.digits + "\u2018\u2019"),
-    (string.digits, _MARKS + string.ascii_letters),
-    (_MARKS.replace("'", ""), string.ascii_letters + string.digits),  # many vocabularies hold "'s"
+    (string.ascii_letters, _MARKS + string.digits + "\u2018\u2019" + _OPENING_BYTE),
+    (string.digits, _MARKS + string.ascii_letters + _OPENING_BYTE),
+    (_MARKS.replace("'", "") + _CLOSING_BYTES, string.ascii_letters + string.digits),  # many vocabularies hold "'s"
 )
 LETTER, DIGIT, MARK = (rf"(?<=[{re.escape(left)}])(?=[{re.escape(right)}])" for left, right in _SIDES)
 INSIDE = (LETTER, DIGIT, MARK)
@@ -179,14 +180,19 @@ def cells_of(backend: "Tokenizer") -> Cells | None:
 def _texts(backend: "Tokenizer", is_byte_level: bool, added: Collection[str]) -> str:
     """What the entries of the vocabulary stand for, with tabs between them.
 
-    A part of a character becomes U+FFFD.
+    A byte of a character that an entry holds a part of becomes a lone surrogate, U+DC00 and its number
+    (`surrogateescape`).
     """
-    from tokenizers import decoders
+    from tokenizers import pre_tokenizers
 
-    entries = [entry for entry in backend.get_vocab(with_added_tokens=True) if entry not in added]
+    entries = "\t".join(entry for entry in backend.get_vocab(with_added_tokens=True) if entry not in added)
     if not is_byte_level:
-        return "\t".join(entries).replace("\u2581", " ")
-    return decoders.ByteLevel().decode(f"\u0109{_END}".join(entries).split(_END))  # how ByteLevel writes a tab
+        return entries.replace("\u2581", " ")
+    # GPT-2 writes a byte as the character of its number, or, one that cannot be seen, as the next one above U+00FF.
+    alphabet = set(map(ord, pre_tokenizers.ByteLevel.alphabet()))
+    unseen = sorted(set(range(256)) - alphabet)
+    of_byte = dict(zip(sorted(alphabet - set(range(256))), unseen, strict=True))
+    return entries.translate(of_byte).encode("latin-1", "replace").decode("utf-8", "surrogateescape")
 
 
 def _flat(steps: Sequence[Any]) -> Iterator[dict[str, Any]]:
