@@ -39,6 +39,7 @@ _SIDES = (
     (string.digits, _MARKS + string.ascii_letters + _OPENING_BYTE),
     (_MARKS.replace("'", "") + _CLOSING_BYTES, string.ascii_letters + string.digits),  # many vocabularies hold "'s"
 )
+"""What stands left and right of a cut."""
 LETTER, DIGIT, MARK = (rf"(?<=[{re.escape(left)}])(?=[{re.escape(right)}])" for left, right in _SIDES)
 INSIDE = (LETTER, DIGIT, MARK)
 """The same within cells."""
