@@ -1,8 +1,9 @@
 """How many tokens a text has: exactly, and mostly from memory.
 
-A tokenizer does about 1 MB/s a core however its input is batched, because most of its time are merges of words. Most
-words of a corpus have been met before, so cells of text that do not depend on each other (`cells.py`) are counted once.
-For a tokenizer that has no such cells, and for stretches of text without them, whole texts are tokenised.
+A tokenizer does about 1 MB/s a core however its input is batched, because its time goes into single words: finding and
+merging them. Most words of a corpus have been met before, so cells of text that do not depend on each other
+(`cells.py`) are counted once. For a tokenizer that has no such cells, and for stretches of text without them, whole
+texts are tokenised.
 """
 
 from bisect import bisect_right
@@ -92,8 +93,8 @@ class TokenCounter:
     def _learn(self, cells: Cells, keys: list[str]) -> dict[str, int]:
         """Count cells that are new, and keep those that are not too long.
 
-        Flat lists only: a list for each cell would have Python's garbage collector go through all of them, for longer
-        than the rest of this takes.
+        Flat lists only: with a list for each cell, Python's garbage collector would go through all of them again and
+        again.
         """
         known = self._part_counts
         if len(self._counts) + len(keys) > MAX_CACHED_CELLS:
