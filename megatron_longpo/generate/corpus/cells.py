@@ -12,7 +12,7 @@ import string
 from collections.abc import Collection, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
-import numpy
+import numpy as np
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,7 +79,7 @@ class Cells:
         # The line feed comes first in the pattern, so that the search skips to the next one.
         self._line_feed = re.compile(rf"\n(?<={left}\n)") if line_feed else None
         self._line = re.compile(rf"\n(?=[^\s{_BLANK}])") if LINE in kinds else None
-        self._sides = numpy.zeros(0x10000, numpy.uint8)
+        self._sides = np.zeros(0x10000, np.uint8)
         """Of a character (the last stands for those above): four bits for the kinds of cuts that may follow it, and
         four for those that may stand before it."""
         for bit, (kind, (left, right)) in enumerate(zip(INSIDE, _SIDES, strict=True)):
@@ -147,10 +147,10 @@ class Cells:
 
     def _marked(self, text: str) -> str:
         """``text`` with `_PART` and the lead at cuts inside cells; a regular expression takes five times as long."""
-        codes = numpy.frombuffer(text.encode("utf-32-le", "surrogatepass"), numpy.uint32)
-        sides = self._sides[numpy.minimum(codes, len(self._sides) - 1)]
-        cuts = numpy.flatnonzero(sides[:-1] & (sides[1:] >> 4)) + 1
-        marked = numpy.insert(codes, cuts, ord(_PART)).tobytes().decode("utf-32-le", "surrogatepass")
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        sides = self._sides[np.minimum(codes, len(self._sides) - 1)]
+        cuts = np.flatnonzero(sides[:-1] & (sides[1:] >> 4)) + 1
+        marked = np.insert(codes, cuts, ord(_PART)).tobytes().decode("utf-32-le", "surrogatepass")
         return marked.replace(_PART, _PART + self.lead) if self.lead else marked
 
 

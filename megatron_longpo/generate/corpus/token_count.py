@@ -7,7 +7,7 @@ texts are tokenised.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING
 
@@ -126,11 +126,13 @@ class TokenCounter:
         added = [f"b {token} c{token}d\n{token}\n {token}'" for token in sorted(cells.atoms)[:MAX_ADDED_PROBED]]
         probes = [text for text in (*_PROBES, *added) if cells.can_cut(text)]
         counts = self.whole(probes)
-        for kinds in (cells.kinds, cells.kinds - {LINE}):  # most have all, or stumble over two line feeds only
-            if kinds and self._is_right(cells.only(kinds), probes, counts):
-                return cells.only(kinds)
-        kinds = {kind for kind in cells.kinds if self._is_right(cells.only({kind}), probes, counts)}
-        return cells.only(kinds) if kinds and self._is_right(cells.only(kinds), probes, counts) else None
+
+        def right(kinds: Set[str]) -> Cells | None:
+            tried = cells.only(kinds)
+            return tried if kinds and self._is_right(tried, probes, counts) else None
+
+        # Most have all kinds, or stumble over two line feeds only: one by one takes longer.
+        return right(cells.kinds) or right(cells.kinds - {LINE}) or right({k for k in cells.kinds if right({k})})
 
     def _is_right(self, cells: Cells, texts: list[str], counts: list[int]) -> bool:
         """Whether the cells give the tokenizer's own ``counts`` for ``texts``; what was learned for it is forgotten."""

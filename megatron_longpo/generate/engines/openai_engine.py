@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from megatron_longpo.data.render import Context
@@ -18,8 +18,8 @@ from megatron_longpo.data.tokenizer import tokenizer_fingerprint
 from megatron_longpo.errors import UserError, import_optional
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
 from megatron_longpo.generate.engines.prompt_length import prompt_tokens, require_room
-from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
-from megatron_longpo.generate.engines.server_check import check_draws, check_tokens, choose_model
+from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered
+from megatron_longpo.generate.engines.server_check import chat, check_draws, check_tokens, choose_model
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -139,15 +139,15 @@ class OpenAIEngine:
             return await ask_until_answered(server.endpoint, self._patience, lambda: self._ask(server, request))
 
     async def _ask(self, server: _Server, request: Request) -> Completion:
-        answer = await server.client.chat.completions.with_raw_response.create(
-            model=server.model,
-            messages=cast(Any, request.messages),
+        fields = await chat(
+            server.client,
+            server.model,
+            request.messages,
             temperature=request.sampling.temperature,
             top_p=request.sampling.top_p,
             max_tokens=request.sampling.max_new_tokens,
             seed=request.seed,
         )
-        fields = read_object(answer.http_response.text, "chat completion")
         return _completion(fields, server.endpoint, request, self._tokenizer)
 
     async def aclose(self) -> None:

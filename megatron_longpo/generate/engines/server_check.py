@@ -130,22 +130,27 @@ async def _list_models(client: "AsyncOpenAI", may_be_missing: bool) -> dict[str,
 
 
 async def _count(client: "AsyncOpenAI", model: str) -> int | None:
-    fields = await _chat(client, model, PROBE, max_tokens=1, temperature=0, seed=0)
+    fields = await chat(client, model, _messages(PROBE), max_tokens=1, temperature=0, seed=0)
     counted = (fields.get("usage") or {}).get("prompt_tokens")
     return counted if isinstance(counted, int) and counted > 0 else None
 
 
 async def _draw(client: "AsyncOpenAI", model: str, seed: int) -> str:
-    fields = await _chat(client, model, OPEN_ENDED, max_tokens=24, temperature=1, top_p=1, seed=seed)
+    fields = await chat(client, model, _messages(OPEN_ENDED), max_tokens=24, temperature=1, top_p=1, seed=seed)
     try:
         return str(fields["choices"][0]["message"]["content"] or "")
     except (LookupError, TypeError) as error:
         raise BrokenAnswerError("the answer is no chat completion") from error
 
 
-async def _chat(client: "AsyncOpenAI", model: str, content: str, **sampling: Any) -> dict[str, Any]:
-    chat: Any = client.chat.completions.with_raw_response
-    answer = await chat.create(model=model, messages=_messages(content), **sampling)
+async def chat(client: "AsyncOpenAI", model: str, messages: Any, **sampling: Any) -> dict[str, Any]:
+    """Ask for a chat completion once.
+
+    Raises:
+        BrokenAnswerError: what came is none.
+    """
+    completions: Any = client.chat.completions.with_raw_response
+    answer = await completions.create(model=model, messages=messages, **sampling)
     fields = read_object(answer.http_response.text, "chat completion")
     if not isinstance(fields.get("choices"), list):
         raise BrokenAnswerError("the answer is no chat completion")
