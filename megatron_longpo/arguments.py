@@ -12,13 +12,6 @@ from typing import Any
 
 from megatron_longpo import platform
 from megatron_longpo.batches import microbatch_multiple, num_data_parallel_ranks, plan_batches
-from megatron_longpo.checks import (
-    check_lengths,
-    check_optimizer,
-    check_resumed_optimizer,
-    check_shape,
-    refuse_unsupported,
-)
 from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.packing import BatchPlan
@@ -32,8 +25,15 @@ from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.objective.longpo import OBJECTIVES, Objective
 from megatron_longpo.reference.cache import ReferenceCache
 from megatron_longpo.reference.options import OnlineSettings, add_reference_options, open_reference
-from megatron_longpo.reports import length_buckets
 from megatron_longpo.step import StepSettings
+from megatron_longpo.step_metrics import length_buckets
+from megatron_longpo.validate_options import (
+    check_lengths,
+    check_optimizer,
+    check_resumed_optimizer,
+    check_shape,
+    refuse_unsupported,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

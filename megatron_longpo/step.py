@@ -15,7 +15,7 @@ from megatron_longpo.model.forward import PackInput, forward_pack, pack, pair_in
 from megatron_longpo.model.targets import pair_logps
 from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss, reference_context
 from megatron_longpo.objective.scaling import scale_for_megatron
-from megatron_longpo.reports import PairReport, reports
+from megatron_longpo.step_metrics import PairReport, reports
 
 Sample = dict[str, Tensor]
 """What data/dataset.py yields for a pair, as tensors."""

@@ -30,18 +30,18 @@ from megatron_longpo.arguments import LongPOSettings, parse  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
 from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
 from megatron_longpo.hf.folder import TRACKER_FILE, step_of  # noqa: E402
-from megatron_longpo.hf.recipe import METRICS_FILE, record_recipe  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
-from megatron_longpo.metrics import MetricsWriter  # noqa: E402
+from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
+from megatron_longpo.metrics_writer import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
 from megatron_longpo.model.flops import tokens_and_squares  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
-from megatron_longpo.recipe import recipe_settings  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
 from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
-from megatron_longpo.reports import take_breakdowns  # noqa: E402
+from megatron_longpo.run_settings import recipe_settings  # noqa: E402
 from megatron_longpo.step import forward_step  # noqa: E402
+from megatron_longpo.step_metrics import take_breakdowns  # noqa: E402
 
 
 def main() -> int:
@@ -170,7 +170,7 @@ def _batches(
     args = get_args()
     _install_writer(settings.metrics, args.iteration)
     if args.save and not args.skip_train and args.rank == 0:
-        _record_recipe(settings)
+        _write_training_record(settings)
     rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     cached, with_short = settings.reference, False
     if isinstance(cached, OnlineSettings):
@@ -206,13 +206,13 @@ def _metrics_files(asked_for: Path | None) -> list[Path]:
     return list({path.resolve(): path for path in (beside, asked_for) if path}.values())
 
 
-def _record_recipe(settings: LongPOSettings) -> None:
+def _write_training_record(settings: LongPOSettings) -> None:
     args = get_args()
     loaded = Path(args.load)
     if not (loaded / TRACKER_FILE).is_file():  # Megatron's own order
         loaded = Path(args.pretrained_checkpoint)
     loaded_step = args.iteration or step_of(loaded, args.ckpt_step)
-    record_recipe(Path(args.save), loaded, loaded_step, args.iteration, recipe_settings(args, settings))
+    write_training_record(Path(args.save), loaded, loaded_step, args.iteration, recipe_settings(args, settings))
 
 
 def _training_seconds() -> float:

@@ -28,8 +28,8 @@ LAYOUT = "tests/unit/model/test_layout.py"
 LOGPROB = "tests/unit/model/test_logprob.py::test_equals_log_softmax"
 SCALING = "tests/unit/objective/test_scaling.py"
 OPENER = "tests/unit/data/test_opener.py"
-PUBLISHED = "tests/unit/data/test_published.py::test_trunk_branches_and_spans_are_recovered_exactly"
-SENTENCEPIECE = "tests/unit/data/test_spm.py::test_special_tokens_and_ids"
+PUBLISHED = "tests/unit/data/test_longpo_release.py::test_trunk_branches_and_spans_are_recovered_exactly"
+SENTENCEPIECE = "tests/unit/data/test_sentencepiece_model.py::test_special_tokens_and_ids"
 NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
 STEP = "tests/parity/test_one_rank.py::test_equals_oracle"
 ROPE = "tests/unit/model/test_rope.py::test_equals_transformers"
@@ -296,7 +296,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="sentencepiece-merges-by-id",
-        file="megatron_longpo/data/spm.py",
+        file="megatron_longpo/data/sentencepiece_model.py",
         old="(-processor.get_score(vocabulary[piece]), vocabulary[piece])",
         new="(0.0, vocabulary[piece])",
         tests=(SENTENCEPIECE,),
@@ -338,7 +338,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="import-border-from-common-prefix",
-        file="megatron_longpo/data/published.py",
+        file="megatron_longpo/data/longpo_release.py",
         old="opener = int(chosen.spans[0, 0]) - 1",
         new="opener = num_equal(chosen.ids, rejected.ids) - 1",
         tests=(PUBLISHED,),
@@ -352,7 +352,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="import-turns-in-the-order-of-the-row",
-        file="megatron_longpo/data/published.py",
+        file="megatron_longpo/data/longpo_release.py",
         old="RenderedPair(pair_id, long, _in_order_of_turns(long, short))",
         new="RenderedPair(pair_id, long, tuple(short))",
         tests=(PUBLISHED,),

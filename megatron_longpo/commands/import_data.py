@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from megatron_longpo.data.arrow import ArrowFile
-    from megatron_longpo.data.published import Layout
+    from megatron_longpo.data.longpo_release import Layout
     from megatron_longpo.data.render import RenderedPair
 
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 def _common_layout(files: list["ArrowFile"]) -> "Layout":
     """The one layout of all files, the types of its columns checked."""
     from megatron_longpo.data.arrow import is_integer_lists
-    from megatron_longpo.data.published import TOKENISED_COLUMNS, layout_of
+    from megatron_longpo.data.longpo_release import TOKENISED_COLUMNS, layout_of
 
     layouts: list[Layout] = [layout_of(file.columns, str(file.path)) for file in files]
     for file, layout in zip(files, layouts, strict=True):
@@ -129,7 +129,7 @@ def _raw_pairs(
 
 
 def _raw_lines(files: list["ArrowFile"], inputs: list[InputFile], bad: BadRows) -> Iterator[tuple[str, bytes]]:
-    from megatron_longpo.data.published import RAW_COLUMNS, raw_line
+    from megatron_longpo.data.longpo_release import RAW_COLUMNS, raw_line
 
     for pair_id, where, row in _numbered_rows(files, RAW_COLUMNS, inputs):
         try:
@@ -153,7 +153,7 @@ def _tokenised_pairs(
     """As `_raw_pairs`."""
     from megatron_longpo.data.arrow import integer_lists
     from megatron_longpo.data.labels import learn_template
-    from megatron_longpo.data.published import TOKENISED_COLUMNS, recover_pair
+    from megatron_longpo.data.longpo_release import TOKENISED_COLUMNS, recover_pair
     from megatron_longpo.data.questions import learn_questions
 
     template = learn_template(tokenizer)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from megatron_longpo.data.spm import is_bare, load_bare
+from megatron_longpo.data.sentencepiece_model import is_bare, load_bare
 from megatron_longpo.errors import UserError, one_line
 
 if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads a dataset does not wait for it
@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads a 
 def load_tokenizer(directory: Path, chat_template: str | None = None) -> "PreTrainedTokenizerFast":
     """Load the fast tokenizer of a Hugging Face folder; no network, no code from the folder.
 
-    A folder with nothing but a sentencepiece model will do (`spm.py`). A chat template is not required here (base
-    models have none); `render.check_chat_template` requires it.
+    A folder with nothing but a sentencepiece model will do (`sentencepiece_model.py`). A chat template is not required
+    here (base models have none); `render.check_chat_template` requires it.
 
     Args:
         chat_template: Jinja source that takes the place of the folder's template (`read_chat_template`).

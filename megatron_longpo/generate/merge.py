@@ -26,7 +26,7 @@ class Tally:
     """What the shards say of themselves, added up."""
 
     sources: Counter[str] = field(default_factory=Counter)
-    """Of documents and characters (units.py names them)."""
+    """Of documents and characters (document_groups.py names them)."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Filter -> turns."""
     contexts: int = 0

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCardData, metadata_load
 from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.card_text import CITATION, METHODS, USAGE, USAGE_WITHOUT_CHAT
-from megatron_longpo.hf.recipe import Settings, Stage
 from megatron_longpo.hf.rope import rope_parameters
+from megatron_longpo.hf.training_record import Settings, Stage
 
 CARD = "README.md"
 

@@ -15,9 +15,9 @@ from megatron_longpo.files import atomic_directory, refuse_inside
 from megatron_longpo.hf.card import CARD, CardFacts, base_model, front_matter, model_card
 from megatron_longpo.hf.folder import open_checkpoint, step_of
 from megatron_longpo.hf.generation import complete_generation_config, read_generation_config
-from megatron_longpo.hf.recipe import metrics_at, recipe_at
 from megatron_longpo.hf.safetensors_file import write_safetensors
 from megatron_longpo.hf.sidecar import HF_FOLDER, copy_hf_files, read_hf_config, write_hf_config
+from megatron_longpo.hf.training_record import metrics_at, training_record_at
 from megatron_longpo.hf.weights import DTYPES, INDEX_FILE, CheckpointWeights, read_checked
 
 _MAX_SHARD_BYTES = 5_000_000_000
@@ -97,7 +97,7 @@ def _card(
         name=name,
         config=config,
         num_steps=step,
-        stages=recipe_at(checkpoint, step),
+        stages=training_record_at(checkpoint, step),
         metrics=metrics_at(checkpoint, step),
         source=source,
         base_model=base_model(base, config, source),

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.data.render import check_chat_template, load_tokenizer, tokenizer_fingerprint
-from megatron_longpo.data.spm import is_bare
+from megatron_longpo.data.sentencepiece_model import is_bare
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.config import read_json_object
@@ -37,7 +37,7 @@ def complete_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerFast", chat_
     """Write into ``folder``, a copy of the folder that ``tokenizer`` was loaded from, what the copy lacks.
 
     That is ``tokenizer.json`` beside a bare sentencepiece model, which transformers would convert to other ids (see
-    `data/spm.py`), and the given chat template.
+    `data/sentencepiece_model.py`), and the given chat template.
 
     Raises:
         UserError: settings beside a bare model change its ids once there is a ``tokenizer.json``.

@@ -11,8 +11,8 @@ from transformers import AutoConfig
 from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.hf.config import megatron_options
-from megatron_longpo.hf.recipe import recipe_at
 from megatron_longpo.hf.sidecar import read_hf_config
+from megatron_longpo.hf.training_record import training_record_at
 from megatron_longpo.model.flops import pair_flops
 from tests.workspace import Workspace, make_workspace, read_metrics, train, verb
 
@@ -85,13 +85,13 @@ def test_resumes_bit_for_bit(work: Workspace, straight: Path) -> None:
     assert "resuming from --save" in finished.output
     for split in ("train", "valid"):
         assert read_metrics(metrics, split) == read_metrics(work.folder / "straight.jsonl", split)
-    assert (save / "recipe.json").read_bytes() == (straight / "recipe.json").read_bytes()
+    assert (save / "training_record.json").read_bytes() == (straight / "training_record.json").read_bytes()
     assert (save / "metrics.jsonl").read_bytes() == metrics.read_bytes()
 
 
 def test_the_recipe_is_what_was_used(work: Workspace, straight: Path) -> None:
     """Given options, defaults and the dataset's counts; nothing that names this machine."""
-    (stage,) = recipe_at(straight, 10)
+    (stage,) = training_record_at(straight, 10)
     (stretch,) = stage.stretches
     used = stretch.settings
     assert stage.num_steps == 10 and stretch.after_step == 0
@@ -112,7 +112,7 @@ def test_the_recipe_is_what_was_used(work: Workspace, straight: Path) -> None:
     assert used["data"]["fingerprint"] == manifest.fingerprint
     assert used["data"]["num_tokens"] == manifest.num_tokens
     assert (used["data"]["num_pairs"], used["data"]["num_held_out_pairs"]) == (12, 4)
-    stored = (straight / "recipe.json").read_text()
+    stored = (straight / "training_record.json").read_text()
     assert str(work.folder) not in stored and socket.gethostname() not in stored and "null" not in stored
 
 
@@ -151,7 +151,9 @@ def test_resumes_in_another_layout(work: Workspace, straight: Path, layout: list
     for options in (first, layout):
         finished = train(work, *common, *TEN, *options, num_ranks=2)
         assert finished.status == 0, finished.output
-    layouts = [(one.after_step, one.settings["layout"]) for one in recipe_at(tmp_path / "run", 10)[0].stretches]
+    layouts = [
+        (one.after_step, one.settings["layout"]) for one in training_record_at(tmp_path / "run", 10)[0].stretches
+    ]
     assert [after for after, _ in layouts] == [0, 5] and layouts[0] != layouts[1]
     for ours, theirs in zip(
         read_metrics(tmp_path / "m.jsonl"), read_metrics(work.folder / "straight.jsonl"), strict=True

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_longpo.data.indexed import PairReader
-from megatron_longpo.hf.recipe import recipe_at
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import read_identity
+from megatron_longpo.hf.training_record import training_record_at
 from tests.workspace import Workspace, make_workspace, read_metrics, train, verb
 
 NUM_PAIRS = 4
@@ -101,13 +101,13 @@ def test_a_run_keeps_its_rope_and_its_reference(work: Workspace, tmp_path: Path)
     again = ["--load", tmp_path / "run", "--train-iters", "2", "--save-interval", "1", "--longpo-beta", "0.5"]
     finished = train(work, *paths, *again)
     assert finished.status == 0, finished.output
-    (stage,) = recipe_at(tmp_path / "run", 2)
+    (stage,) = training_record_at(tmp_path / "run", 2)
     first, second = stage.stretches
     assert (first.after_step, second.after_step) == (0, 1)
     assert (first.settings["objective"]["beta"], second.settings["objective"]["beta"]) == (0.01, 0.5)
     assert first.settings["model"] == second.settings["model"] and first.settings["model"]["rope"] == rope
     assert first.settings["reference"]["rope"] == OWN
-    assert recipe_at(tmp_path / "run", 1)[0].stretches == (first,)
+    assert training_record_at(tmp_path / "run", 1)[0].stretches == (first,)
     config = json.loads((tmp_path / "run" / "hf" / "config.json").read_text())
     assert rope_parameters(config).as_dict() == rope
     assert [step["step"] for step in read_metrics(tmp_path / "m.jsonl")] == [1, 2]

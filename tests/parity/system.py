@@ -30,8 +30,8 @@ from megatron_longpo.model.build import ModelShape, build_model, transformer_con
 from megatron_longpo.objective.longpo import Objective
 from megatron_longpo.reference.frozen import load_frozen
 from megatron_longpo.reference.online import OnlineReference
-from megatron_longpo.reports import take_breakdowns
 from megatron_longpo.step import StepSettings, forward_step
+from megatron_longpo.step_metrics import take_breakdowns
 from tests.parity.cases import BETA, NLL_COEF, PREF_COEF, Case, random_pairs
 from tests.parity.oracle import Result
 

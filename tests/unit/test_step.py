@@ -12,8 +12,8 @@ from megatron_longpo.model.build import ModelShape, build_model, transformer_con
 from megatron_longpo.model.forward import forward_pack, pack, pair_input
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.objective.longpo import Objective
-from megatron_longpo.reports import reports, take_breakdowns
 from megatron_longpo.step import Sample, pair_reports
+from megatron_longpo.step_metrics import reports, take_breakdowns
 from tests.parity.cases import Case, random_pairs
 from tests.ranks import run_ranks
 from tests.unit.model.test_keep_attention import OPTIONS

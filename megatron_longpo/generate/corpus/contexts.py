@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.corpus.chunk import MIN_ROOM, Chunk, Chunker, check_bounds
+from megatron_longpo.generate.corpus.document_groups import Unit
 from megatron_longpo.generate.corpus.documents import Counts
 from megatron_longpo.generate.corpus.domains import Domain
 from megatron_longpo.generate.corpus.sentences import Sentences
 from megatron_longpo.generate.corpus.token_count import TokenCounter
-from megatron_longpo.generate.corpus.units import Unit
 
 
 @dataclass(frozen=True, slots=True)

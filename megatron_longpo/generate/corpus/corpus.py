@@ -9,11 +9,11 @@ from megatron_longpo.data.tokenise import codec_of
 from megatron_longpo.data.tokenizer import chat_template_of
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.corpus.contexts import ContextShape, LongContext, long_contexts
+from megatron_longpo.generate.corpus.document_groups import SAMPLE_CHARACTERS, Short, Unit, units
 from megatron_longpo.generate.corpus.documents import Counts, Document, find_sources, read_documents
 from megatron_longpo.generate.corpus.domains import Domain
 from megatron_longpo.generate.corpus.sentences import Sentences, corpus_sample
 from megatron_longpo.generate.corpus.token_count import TokenCounter
-from megatron_longpo.generate.corpus.units import SAMPLE_CHARACTERS, Short, Unit, units
 from megatron_longpo.generate.journal import Position, Shard
 from megatron_longpo.generate.settings import Settings
 

@@ -16,7 +16,7 @@ from megatron_longpo.hf.card import CardFacts, base_model, model_card
 from megatron_longpo.hf.card_text import METHODS
 from megatron_longpo.hf.export_hf import export_hf
 from megatron_longpo.hf.import_hf import import_hf
-from megatron_longpo.hf.recipe import Settings, Stage, Stretch
+from megatron_longpo.hf.training_record import Settings, Stage, Stretch
 from megatron_longpo.objective.longpo import OBJECTIVES
 from tests.unit.hf.models import edit_config, save_model
 

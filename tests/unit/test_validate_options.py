@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_longpo import checks
-from megatron_longpo.checks import check_optimizer
+from megatron_longpo import validate_options
 from megatron_longpo.errors import UserError
+from megatron_longpo.validate_options import check_optimizer
 
 
 def options(**changes: Any) -> Namespace:
@@ -30,8 +30,8 @@ def options(**changes: Any) -> Namespace:
 
 @pytest.fixture(autouse=True)
 def cuda_without_a_fused_adam(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.platform, "is_cpu", lambda: False)
-    monkeypatch.setattr(checks, "_has_fused_adam", lambda: False)
+    monkeypatch.setattr(validate_options.platform, "is_cpu", lambda: False)
+    monkeypatch.setattr(validate_options, "_has_fused_adam", lambda: False)
 
 
 def test_the_distributed_optimizer_without_a_fused_adam_takes_rmsprop_only() -> None:

@@ -1,4 +1,4 @@
-"""What a run really uses, in words that outlive it: the settings that hf/recipe.py keeps beside the checkpoints.
+"""What a run really uses, in words that outlive it: hf/training_record.py keeps them beside the checkpoints.
 
 Read after validation, so defaults are included. No paths, no names of machines. A setting that does not apply is left
 out.
@@ -13,8 +13,8 @@ import torch
 from megatron_longpo import __version__, platform
 from megatron_longpo.arguments import LongPOSettings
 from megatron_longpo.data.manifest import Manifest
-from megatron_longpo.hf.recipe import Settings
 from megatron_longpo.hf.sidecar import read_identity
+from megatron_longpo.hf.training_record import Settings
 from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING, Objective
 from megatron_longpo.reference.cache import ReferenceCache
 

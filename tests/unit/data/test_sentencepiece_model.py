@@ -1,4 +1,4 @@
-"""data/spm.py: a bare sentencepiece model gives sentencepiece's own ids, or is refused."""
+"""data/sentencepiece_model.py: a bare sentencepiece model gives sentencepiece's own ids, or is refused."""
 
 import functools
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_text_that_looks_like_control_tokens(tokenizer_folders: dict[str, Path])
 
 
 def test_transformers_alone_takes_two_blanks_for_another_token(tokenizer_folders: dict[str, Path]) -> None:
-    """Why the merges are made here; once transformers goes by the scores, spm.py can do without."""
+    """Why the merges are made here; once transformers goes by the scores, sentencepiece_model.py can do without."""
     tokenizer, processor = _loaded["mistral-v1"]
     alone = LlamaTokenizer.from_pretrained(str(tokenizer_folders["mistral-v1"]))
     text = "of  the"

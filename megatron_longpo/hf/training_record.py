@@ -1,4 +1,4 @@
-"""How a checkpoint came about: ``DIR/recipe.json`` and ``DIR/metrics.jsonl``, written by training for the model card.
+"""How a checkpoint came about: training writes ``DIR/training_record.json`` and ``DIR/metrics.jsonl`` for the model card.
 
 Both lie beside the checkpoints and move with them; neither names a machine or a path. A run may go on with other
 options than it began with, so a recipe is a list of stretches; and a run may start from a trained checkpoint, counting
@@ -16,14 +16,14 @@ from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.sidecar import write_json
 
 FORMAT_VERSION = 1
-RECIPE_FILE = "recipe.json"
+TRAINING_RECORD_FILE = "training_record.json"
 METRICS_FILE = "metrics.jsonl"
 
 SPLITS = {"train": "training", "valid": "held out"}
 """What the splits of the metrics file are called in a card."""
 
 Settings = dict[str, dict[str, Any]]
-"""Section -> name -> value, all JSON; ``megatron_longpo/recipe.py`` says which."""
+"""Section -> name -> value, all JSON; ``megatron_longpo/run_settings.py`` says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class Stage:
     stretches: tuple[Stretch, ...]
 
 
-def recipe_at(checkpoint: Path, step: int) -> list[Stage]:
+def training_record_at(checkpoint: Path, step: int) -> list[Stage]:
     """The stages that led to one step of a checkpoint folder, the last of them ending there; empty if none is recorded.
 
     Raises:
-        UserError: ``recipe.json`` is broken or of another format version.
+        UserError: ``training_record.json`` is broken or of another format version.
     """
-    path = checkpoint / RECIPE_FILE
+    path = checkpoint / TRAINING_RECORD_FILE
     if step == 0 or not path.is_file():
         return []
     stored = read_json_object(path)
@@ -88,8 +88,8 @@ def _check_settings(settings: Any) -> None:
         raise ValueError(f"versions.megatron-longpo is {version!r}")
 
 
-def record_recipe(save: Path, loaded: Path, loaded_step: int, first_step: int, settings: Settings) -> None:
-    """Write ``SAVE/recipe.json`` as training starts: what led to the loaded checkpoint, and what is used from here on.
+def write_training_record(save: Path, loaded: Path, loaded_step: int, first_step: int, settings: Settings) -> None:
+    """Write ``SAVE/training_record.json`` as training starts: what led to the checkpoint, and what is used from here on.
 
     Stretches of a run that died and left no checkpoint are dropped, as its steps are.
 
@@ -103,7 +103,7 @@ def record_recipe(save: Path, loaded: Path, loaded_step: int, first_step: int, s
         UserError: the loaded folder's recipe is broken.
     """
     settings = json.loads(json.dumps(settings))  # as it will be read: tuples are lists there
-    stages = recipe_at(loaded, loaded_step)
+    stages = training_record_at(loaded, loaded_step)
     if first_step == 0 or not stages:
         stages.append(Stage(0, ()))
     stretches = stages[-1].stretches
@@ -114,7 +114,7 @@ def record_recipe(save: Path, loaded: Path, loaded_step: int, first_step: int, s
     stages[-1] = Stage(first_step, stretches)
     written = [asdict(stage) for stage in stages]
     del written[-1]["num_steps"]  # which grows as the run does
-    write_json(save / RECIPE_FILE, {"format_version": FORMAT_VERSION, "stages": written})
+    write_json(save / TRAINING_RECORD_FILE, {"format_version": FORMAT_VERSION, "stages": written})
 
 
 def metrics_at(checkpoint: Path, step: int) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""data/published.py and data/labels.py: what the release's columns hold is recovered exactly, or refused."""
+"""data/longpo_release.py and data/labels.py: what the release's columns hold is recovered exactly, or refused."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from megatron_longpo.data.labels import IGNORED, Template, learn_template
+from megatron_longpo.data.longpo_release import KINDS, SIDES, TOKENISED_COLUMNS, layout_of, raw_line, recover_pair
 from megatron_longpo.data.pair import parse_pair
-from megatron_longpo.data.published import KINDS, SIDES, TOKENISED_COLUMNS, layout_of, raw_line, recover_pair
 from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches, load_tokenizer, render_pair
 from megatron_longpo.errors import UserError
+from tests.longpo_release import STYLES, raw_row, tokenised_row
 from tests.pairs import make_record
-from tests.published import STYLES, raw_row, tokenised_row
 from tests.unit.data.test_indexed import flat
 
 NO_LIMIT = 10**6

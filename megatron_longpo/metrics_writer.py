@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_longpo.reports import TOKEN_KINDS, Breakdowns, name_of_tokens
+from megatron_longpo.step_metrics import TOKEN_KINDS, Breakdowns, name_of_tokens
 
 NAMES = (
     "loss",

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.recipe import Settings, Stage, Stretch, metrics_at, recipe_at, record_recipe
+from megatron_longpo.hf.training_record import (
+    Settings,
+    Stage,
+    Stretch,
+    metrics_at,
+    training_record_at,
+    write_training_record,
+)
 
 
 def settings(beta: float) -> Settings:
@@ -15,23 +22,23 @@ def settings(beta: float) -> Settings:
 
 
 def test_begins_at_an_imported_checkpoint(tmp_path: Path) -> None:
-    record_recipe(tmp_path / "run", tmp_path / "imported", 0, 0, settings(1.0))
-    assert recipe_at(tmp_path / "run", 7) == [Stage(7, (Stretch(0, settings(1.0)),))]
-    assert recipe_at(tmp_path / "run", 0) == [], "nothing is trained"
-    assert recipe_at(tmp_path / "imported", 7) == [], "nothing is recorded"
+    write_training_record(tmp_path / "run", tmp_path / "imported", 0, 0, settings(1.0))
+    assert training_record_at(tmp_path / "run", 7) == [Stage(7, (Stretch(0, settings(1.0)),))]
+    assert training_record_at(tmp_path / "run", 0) == [], "nothing is trained"
+    assert training_record_at(tmp_path / "imported", 7) == [], "nothing is recorded"
 
 
 def test_goes_on(tmp_path: Path) -> None:
     """The same settings are the same stretch; others begin one; another folder takes the history along."""
-    record_recipe(tmp_path, tmp_path, 0, 0, settings(1.0))
-    before = (tmp_path / "recipe.json").read_bytes()
-    record_recipe(tmp_path, tmp_path, 4, 4, settings(1.0))
-    assert (tmp_path / "recipe.json").read_bytes() == before
-    assert recipe_at(tmp_path, 9) == [Stage(9, (Stretch(0, settings(1.0)),))]
-    record_recipe(tmp_path, tmp_path, 8, 8, settings(2.0))
-    record_recipe(tmp_path / "other", tmp_path, 9, 9, settings(3.0))
-    assert recipe_at(tmp_path / "other", 10) == [Stage(10, tuple(Stretch(*at) for at in AT))]
-    assert recipe_at(tmp_path / "other", 8) == [Stage(8, (Stretch(0, settings(1.0)),))]
+    write_training_record(tmp_path, tmp_path, 0, 0, settings(1.0))
+    before = (tmp_path / "training_record.json").read_bytes()
+    write_training_record(tmp_path, tmp_path, 4, 4, settings(1.0))
+    assert (tmp_path / "training_record.json").read_bytes() == before
+    assert training_record_at(tmp_path, 9) == [Stage(9, (Stretch(0, settings(1.0)),))]
+    write_training_record(tmp_path, tmp_path, 8, 8, settings(2.0))
+    write_training_record(tmp_path / "other", tmp_path, 9, 9, settings(3.0))
+    assert training_record_at(tmp_path / "other", 10) == [Stage(10, tuple(Stretch(*at) for at in AT))]
+    assert training_record_at(tmp_path / "other", 8) == [Stage(8, (Stretch(0, settings(1.0)),))]
 
 
 AT = ((0, settings(1.0)), (8, settings(2.0)), (9, settings(3.0)))
@@ -40,36 +47,36 @@ AT = ((0, settings(1.0)), (8, settings(2.0)), (9, settings(3.0)))
 def test_a_schedule_goes_on(tmp_path: Path) -> None:
     """Where the checkpoint's is used, and the options are not."""
     schedule: Settings = {"schedule": {"learning_rate": 0.5}}
-    record_recipe(tmp_path, tmp_path, 0, 0, settings(1.0) | schedule)
-    record_recipe(tmp_path, tmp_path, 5, 5, settings(1.0))
-    record_recipe(tmp_path, tmp_path, 7, 7, settings(2.0))
+    write_training_record(tmp_path, tmp_path, 0, 0, settings(1.0) | schedule)
+    write_training_record(tmp_path, tmp_path, 5, 5, settings(1.0))
+    write_training_record(tmp_path, tmp_path, 7, 7, settings(2.0))
     expected = (Stretch(0, settings(1.0) | schedule), Stretch(7, settings(2.0) | schedule))
-    assert recipe_at(tmp_path, 9) == [Stage(9, expected)]
+    assert training_record_at(tmp_path, 9) == [Stage(9, expected)]
 
 
 def test_a_stretch_that_left_no_checkpoint_is_dropped(tmp_path: Path) -> None:
-    record_recipe(tmp_path, tmp_path, 0, 0, settings(1.0))
+    write_training_record(tmp_path, tmp_path, 0, 0, settings(1.0))
     for beta in (2.0, 3.0, 3.0):
-        record_recipe(tmp_path, tmp_path, 5, 5, settings(beta))
-    assert recipe_at(tmp_path, 6) == [Stage(6, (Stretch(0, settings(1.0)), Stretch(5, settings(3.0))))]
-    record_recipe(tmp_path, tmp_path, 5, 5, settings(1.0))
-    assert recipe_at(tmp_path, 6) == [Stage(6, (Stretch(0, settings(1.0)),))]
+        write_training_record(tmp_path, tmp_path, 5, 5, settings(beta))
+    assert training_record_at(tmp_path, 6) == [Stage(6, (Stretch(0, settings(1.0)), Stretch(5, settings(3.0))))]
+    write_training_record(tmp_path, tmp_path, 5, 5, settings(1.0))
+    assert training_record_at(tmp_path, 6) == [Stage(6, (Stretch(0, settings(1.0)),))]
 
 
 def test_counting_anew_is_another_stage(tmp_path: Path) -> None:
-    record_recipe(tmp_path / "a", tmp_path / "imported", 0, 0, settings(1.0))
-    record_recipe(tmp_path / "b", tmp_path / "a", 30, 0, settings(1.0))
+    write_training_record(tmp_path / "a", tmp_path / "imported", 0, 0, settings(1.0))
+    write_training_record(tmp_path / "b", tmp_path / "a", 30, 0, settings(1.0))
     first = Stage(30, (Stretch(0, settings(1.0)),))
-    assert recipe_at(tmp_path / "b", 20) == [first, Stage(20, (Stretch(0, settings(1.0)),))]
-    record_recipe(tmp_path / "b", tmp_path / "b", 20, 20, settings(2.0))
-    assert recipe_at(tmp_path / "b", 25)[0] == first
-    assert [stretch.after_step for stretch in recipe_at(tmp_path / "b", 25)[1].stretches] == [0, 20]
+    assert training_record_at(tmp_path / "b", 20) == [first, Stage(20, (Stretch(0, settings(1.0)),))]
+    write_training_record(tmp_path / "b", tmp_path / "b", 20, 20, settings(2.0))
+    assert training_record_at(tmp_path / "b", 25)[0] == first
+    assert [stretch.after_step for stretch in training_record_at(tmp_path / "b", 25)[1].stretches] == [0, 20]
 
 
 def test_a_beginning_that_nobody_recorded(tmp_path: Path) -> None:
-    record_recipe(tmp_path / "run", tmp_path / "old", 5, 5, settings(1.0))
-    assert recipe_at(tmp_path / "run", 9) == [Stage(9, (Stretch(5, settings(1.0)),))]
-    assert recipe_at(tmp_path / "run", 4) == [], "its recipe is of later steps"
+    write_training_record(tmp_path / "run", tmp_path / "old", 5, 5, settings(1.0))
+    assert training_record_at(tmp_path / "run", 9) == [Stage(9, (Stretch(5, settings(1.0)),))]
+    assert training_record_at(tmp_path / "run", 4) == [], "its recipe is of later steps"
 
 
 @pytest.mark.parametrize(
@@ -80,17 +87,17 @@ def test_a_beginning_that_nobody_recorded(tmp_path: Path) -> None:
         ('{"format_version": 1, "stages": []}', "not a recipe"),
         ('{"format_version": 1, "stages": [{"num_steps": 1, "stretches": [{}]}]}', "not a recipe"),
         ("[]", "needs an object"),
-        ('{"format_version": 1, "sta', "recipe.json:1: not valid JSON"),
+        ('{"format_version": 1, "sta', "training_record.json:1: not valid JSON"),
         ('{"format_version": 1, "stages": 7}', "not a recipe"),
         ('{"format_version": 1, "stages": [null]}', "not a recipe"),
         ('{"format_version": 1, "stages": [{"stretches": []}]}', "a stage without stretches"),
     ],
 )
 def test_broken_recipe(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "recipe.json").write_text(content)
+    (tmp_path / "training_record.json").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        recipe_at(tmp_path, 1)
-    assert str(tmp_path / "recipe.json") in str(caught.value)
+        training_record_at(tmp_path, 1)
+    assert str(tmp_path / "training_record.json") in str(caught.value)
 
 
 SECTIONS = {"objective": {"name": "longpo"}, "versions": {"megatron-longpo": "0.1"}, "data": {"num_pairs": 3}}
@@ -117,12 +124,12 @@ def test_damaged_recipe(tmp_path: Path, stage: dict[str, Any], stretch: dict[str
     """Of two stages, the fault in the first; what is damaged is told in one line, wherever it lies."""
     whole = {"num_steps": 5, "stretches": [{"after_step": 0, "settings": SECTIONS}]}
     stages = [whole | {"stretches": [whole["stretches"][0] | stretch]} | stage, whole]
-    path = tmp_path / "recipe.json"
+    path = tmp_path / "training_record.json"
     path.write_text(json.dumps({"format_version": 1, "stages": [whole, whole]}))
-    assert len(recipe_at(tmp_path, 3)) == 2
+    assert len(training_record_at(tmp_path, 3)) == 2
     path.write_text(json.dumps({"format_version": 1, "stages": stages}))
     with pytest.raises(UserError) as caught:
-        recipe_at(tmp_path, 3)
+        training_record_at(tmp_path, 3)
     assert str(caught.value).startswith(f"{path}: not a recipe (") and "\n" not in str(caught.value)
     assert message in str(caught.value)
 

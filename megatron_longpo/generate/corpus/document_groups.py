@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.generate.corpus.deduplicate import Repeats
 from megatron_longpo.generate.corpus.documents import Counts, Document
 from megatron_longpo.generate.corpus.domains import Domain
-from megatron_longpo.generate.corpus.repeats import Repeats
 
 Short = Literal["join", "skip"]
 SAMPLE_CHARACTERS = 100_000

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate.corpus import repeats
+from megatron_longpo.generate.corpus import deduplicate
 from megatron_longpo.generate.corpus.contexts import ContextShape, long_contexts
+from megatron_longpo.generate.corpus.deduplicate import Repeats
+from megatron_longpo.generate.corpus.document_groups import Unit, units
 from megatron_longpo.generate.corpus.documents import Counts, Document
-from megatron_longpo.generate.corpus.repeats import Repeats
 from megatron_longpo.generate.corpus.sentences import Sentences
 from megatron_longpo.generate.corpus.token_count import TokenCounter
-from megatron_longpo.generate.corpus.units import Unit, units
 
 SHAPE = ContextShape(num_chunks=3, min_tokens=40, max_tokens=100, context_tokens=280)
 
@@ -97,7 +97,7 @@ def test_repeated_documents_are_dropped() -> None:
 
 
 def test_known_paragraphs_are_found_in_the_compact_array_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "MIN_MERGE", 10)
+    monkeypatch.setattr(deduplicate, "MIN_MERGE", 10)
     known = Repeats(0.5)
     texts = [words(20, seed) for seed in range(100)]
     assert [known.add(text) for text in texts] == [True] * 100
