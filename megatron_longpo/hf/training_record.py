@@ -1,4 +1,4 @@
-"""How a checkpoint came about: training writes ``DIR/training_record.json`` and ``DIR/metrics.jsonl`` for the model card.
+"""How a checkpoint came about: ``DIR/training_record.json`` and ``DIR/metrics.jsonl``; the model card comes from them.
 
 Both lie beside the checkpoints and move with them; neither names a machine or a path. A run may go on with other
 options than it began with, so a recipe is a list of stretches; and a run may start from a trained checkpoint, counting
@@ -89,7 +89,7 @@ def _check_settings(settings: Any) -> None:
 
 
 def write_training_record(save: Path, loaded: Path, loaded_step: int, first_step: int, settings: Settings) -> None:
-    """Write ``SAVE/training_record.json`` as training starts: what led to the checkpoint, and what is used from here on.
+    """Write ``SAVE/training_record.json`` as training starts: what led to the checkpoint, and what is used from now on.
 
     Stretches of a run that died and left no checkpoint are dropped, as its steps are.
 
