@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 # What a user's PYTHONPATH names would come before the pinned packages.
 unexport PYTHONPATH
+export UV_PYTHON_DOWNLOADS := never
 python := .venv/bin/python
 sources := setup.py megatron_longpo tools tests examples benchmarks
 locked_extras := quickstart arrow generate ray bench dev
@@ -22,10 +23,11 @@ help: ## list the targets
 env: ## make .venv, unless it is there; the other targets do this first
 	@scripts/environment.sh
 
+# Not by scripts/uv.sh: an extra index that pip knows on one machine would choose versions for all.
 lock: env ## pin in requirements.txt what setup.py asks for; OPTIONS=--upgrade renews all pins
-	scripts/uv.sh pip compile setup.py $(addprefix --extra ,$(locked_extras)) --universal --python-version 3.12 \
+	.venv/bin/uv pip compile setup.py $(addprefix --extra ,$(locked_extras)) --universal --python-version 3.12 \
 	  --generate-hashes --annotation-style line --custom-compile-command 'make lock' --no-build-isolation --quiet \
-	  --output-file requirements.txt $(OPTIONS)
+	  --python $(python) --output-file requirements.txt $(OPTIONS)
 
 quickstart: env ## train a real small model from committed pairs, on this machine
 	$(python) -m examples.quickstart.run
