@@ -1,4 +1,4 @@
-"""The package: name, requirements and the console script. Tool settings are in pyproject.toml, pins in requirements.txt.
+"""The package: name, requirements, console script. Tool settings are in pyproject.toml, pins in requirements.txt.
 
 ``make lock`` renews the pins after a change of ``REQUIREMENTS`` or ``EXTRAS``. Both stay plain literals: a test reads
 them without running this file.
