@@ -61,6 +61,8 @@ make_environment() { # $1: the Python
     check_room
     scripts/uv.sh pip sync --require-hashes requirements.txt ||
         fail "uv could not install requirements.txt; the next run begins anew with what it has in its cache"
+    # Python warns of Megatron's escape sequences when it compiles them: here, unseen, and not in the user's first run.
+    quietly .venv/bin/python -m compileall -q .venv/lib/python3*/site-packages/megatron || true
     scripts/uv.sh pip install --quiet --no-deps --no-build-isolation --editable . ||
         fail "uv could not install the package of this checkout"
 }
