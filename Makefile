@@ -1,30 +1,36 @@
-# Every target runs in the environment that scripts/environment.py makes (once for all checkouts with the same pins)
-# and links as .venv. Variables: PYTHON (the base interpreter), MEGATRON_LONGPO_HOME (where environments are kept),
-# WORKERS (test processes at a time).
+# Every target runs in .venv, which scripts/environment.sh makes of requirements.txt. Variables: PYTHON (the base
+# interpreter), WORKERS (test processes at a time), OPTIONS (of `make lock`).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# The environment is shared between checkouts, so the package is found here and not installed there; PYTHONPATH is
-# replaced and not extended, because whatever it named would come before the pinned packages.
-export PYTHONPATH := $(CURDIR)
+# What a user's PYTHONPATH names would come before the pinned packages.
+unexport PYTHONPATH
+export UV_PYTHON_DOWNLOADS := never
 python := .venv/bin/python
-sources := setup.py megatron_longpo scripts tools tests $(wildcard examples benchmarks)
+sources := setup.py megatron_longpo tools tests examples benchmarks
+locked_extras := quickstart arrow generate ray bench dev
 
 # Beyond eight, importing torch in every worker costs more than it saves.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 8 ? 8 : n)))
 pytest := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest
 sharded := -n $(WORKERS) --dist loadgroup --durations 10
 
-.PHONY: help env quickstart test test-all mutations check check-format check-lint check-types check-layers format clean
+.PHONY: help env lock quickstart test test-all mutations check check-format check-lint check-types check-layers format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-env: ## make the environment, or reuse it, and link it as .venv
-	@base=$$(scripts/find_python.sh) && "$$base" scripts/environment.py
+env: ## make .venv, unless it is there; the other targets do this first
+	@scripts/environment.sh
+
+# Not by scripts/uv.sh: an extra index that pip knows on one machine would choose versions for all.
+lock: env ## pin in requirements.txt what setup.py asks for; OPTIONS=--upgrade renews all pins
+	.venv/bin/uv pip compile setup.py $(addprefix --extra ,$(locked_extras)) --universal --python-version 3.12 \
+	  --generate-hashes --annotation-style line --custom-compile-command 'make lock' --no-build-isolation --quiet \
+	  --python $(python) --output-file requirements.txt $(OPTIONS)
 
 quickstart: env ## train a real small model from committed pairs, on this machine
-	$(python) examples/quickstart/run.py
+	$(python) -m examples.quickstart.run
 
 test: env ## all tests but the slow ones
 	$(pytest) $(sharded) -m "not slow"
@@ -53,7 +59,6 @@ format: env ## rewrite the sources in the project's format
 	$(python) -m ruff format $(sources)
 	$(python) -m ruff check --fix $(sources)
 
-clean: ## remove what was built in this checkout (the shared environment stays)
+clean: ## remove what was built here; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	[ ! -L .venv ] || rm .venv
-	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	find . \( -path ./.git -o -path ./.venv \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

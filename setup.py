@@ -1,6 +1,7 @@
-"""The package: name, requirements and the console script. Tool settings are in pyproject.toml, pins in constraints.txt.
+"""The package: name, requirements, console script. Tool settings are in pyproject.toml, pins in requirements.txt.
 
-``REQUIREMENTS`` and ``EXTRAS`` stay plain literals: ``scripts/environment.py`` reads them without running this file.
+``make lock`` renews the pins after a change of ``REQUIREMENTS`` or ``EXTRAS``. Both stay plain literals: a test reads
+them without running this file.
 """
 
 import re
@@ -43,11 +44,15 @@ EXTRAS = {
         "fastapi",  # these two: `transformers serve`, which the tests of generate's openai engine talk to
         "uvicorn",
         "hypothesis",
+        "pip",  # these three: what .venv is made with (scripts/environment.sh), and what a user adds packages with
+        "setuptools",
+        "uv",
         "pre-commit",
         "pyright[nodejs]",
         "pytest<9.2",  # 9.2 ignores how pytest-xdist 3.8 groups tests (tests/conftest.py)
         "pytest-timeout",
         "pytest-xdist",
+        "python-dateutil<3",  # matplotlib would bring 4, beside which lm-eval does not install (its typepy needs 2)
         "ruff",
     ],
 }
@@ -72,7 +77,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",
     packages=find_packages(include=["megatron_longpo", "megatron_longpo.*"]),
-    package_data={"megatron_longpo": ["py.typed"]},
+    package_data={"megatron_longpo": ["py.typed", "**/*.jinja"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-longpo=megatron_longpo.commands.main:main"]},

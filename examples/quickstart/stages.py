@@ -140,11 +140,10 @@ def _run(stage: Stage, log: Path) -> tuple[int, int]:
 
 
 def _environment(num_processes: int) -> dict[str, str]:
-    """The child's: this checkout's code, no network for models, the cores shared between the ranks."""
+    """The child's: no network for models, the cores shared between the ranks."""
     num_threads = max(1, (os.cpu_count() or 1) // num_processes)
     return {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         # Megatron and torch warn at every import that Apex and Transformer Engine, which need a GPU, are missing.
         "PYTHONWARNINGS": "ignore::UserWarning,ignore::FutureWarning,ignore::DeprecationWarning",

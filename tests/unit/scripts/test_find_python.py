@@ -2,20 +2,15 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
+
+from tests.unit.scripts.stand_ins import stand_in
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "find_python.sh"
 WORKS = 'echo "$0"'  # what the probe makes a usable Python do: print its own path
 SHIM = 'echo "pyenv: python3.12: command not found" >&2; exit 127'
 TOO_OLD = 'case "$2" in *platform*) echo "Python 3.11.2";; *) exit 1;; esac'
-
-
-def stand_in(path: Path, does: str) -> Path:
-    """A program at ``path`` that does that when it is run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{does}\n")
-    path.chmod(0o755)
-    return path
 
 
 def find(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -51,10 +46,16 @@ def test_a_python3_of_any_new_enough_version_will_do(tmp_path: Path) -> None:
     assert find(tmp_path).stdout == f"{only}\n"
 
 
+def test_an_activated_environment_is_passed_by_for_the_python_it_was_made_of(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3.12").symlink_to(sys.executable)
+    assert find(tmp_path).stdout == f"{os.path.realpath(sys.executable)}\n"
+
+
 def test_none_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
     stand_in(tmp_path / "bin/python3", TOO_OLD)
     result = find(tmp_path)
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert "install one" in result.stderr
     assert "pyenv install 3.12" in result.stderr
 
@@ -63,11 +64,11 @@ def test_python_given_and_too_old_is_refused_though_another_would_do(tmp_path: P
     stand_in(tmp_path / "bin/python3.12", WORKS)
     old = stand_in(tmp_path / "old/python3", TOO_OLD)
     result = find(tmp_path, PYTHON=str(old))
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: PYTHON={old} is Python 3.11.2; Python 3.12 or newer")
 
 
 def test_python_given_that_does_not_run_is_refused(tmp_path: Path) -> None:
     result = find(tmp_path, PYTHON=str(stand_in(tmp_path / "bin/python3.12", SHIM)))
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "does not run" in result.stderr
