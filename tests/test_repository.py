@@ -60,12 +60,11 @@ def test_no_file_of_the_package_is_too_long() -> None:
     assert {path: size for path, size in sizes.items() if size > MAX_LINES} == {}
 
 
-def tree_in_readme() -> set[str]:
-    """The files of the package that README's tree names, as paths below ``megatron_longpo/``."""
-    block = re.search(
-        r"```text\nmegatron_longpo/\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    assert block, "README.md has no ```text block that starts with megatron_longpo/"
+def tree_in_docs() -> set[str]:
+    """The files of the package that the tree in docs/code.md names, as paths below ``megatron_longpo/``."""
+    page = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
+    block = re.search(r"```text\nmegatron_longpo/\n(.*?)```", page, re.DOTALL)
+    assert block, "docs/code.md has no ```text block that starts with megatron_longpo/"
     found, folders = set[str](), list[str]()
     for line in block[1].splitlines():
         indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
@@ -77,10 +76,10 @@ def tree_in_readme() -> set[str]:
     return found
 
 
-def test_readme_names_every_file_of_the_package() -> None:
+def test_the_docs_name_every_file_of_the_package() -> None:
     package = ROOT / "megatron_longpo"
     files = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
-    assert tree_in_readme() == files
+    assert tree_in_docs() == files
 
 
 def test_every_verb_has_a_tool() -> None:

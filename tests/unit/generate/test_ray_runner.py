@@ -32,13 +32,15 @@ ONE = Shard(1, 1)
 
 @contextmanager
 def ray_cluster(**head: Any) -> Iterator[Any]:
-    """Its processes end with this one, whatever becomes of it."""
+    """Its processes end with this one, whatever becomes of it; its workers find the engines that stand in tests/."""
     from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
     Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)  # which it expects, and only ray.init makes
     folder = tempfile.mkdtemp(prefix="ray-")  # tmp_path is too long for the sockets in it
-    cluster = Cluster(head_node_args={"temp_dir": folder, "include_dashboard": False, **head}, initialize_head=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+        cluster = Cluster(head_node_args={"temp_dir": folder, "include_dashboard": False, **head}, initialize_head=True)
     try:
         yield cluster
     finally:
