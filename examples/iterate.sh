@@ -26,7 +26,7 @@ for round in $ROUNDS; do
         if [[ ! -e $work/pairs.jsonl ]]; then
             # shellcheck disable=SC2086
             megatron-longpo generate --documents $DOCUMENTS --model "$MODEL" --output "$work/pairs.jsonl" \
-                --length "$length" --long-rope "{\"rope_type\": \"default\", \"rope_theta\": $base}" $GENERATE
+                --length "$length" --policy-rope "{\"rope_type\": \"default\", \"rope_theta\": $base}" $GENERATE
         fi
         MODEL=$MODEL PAIRS=$work/pairs.jsonl WORK=$work LENGTH=$length ROPE_BASE=$base \
             REFERENCE=${reference:-$work/imported} bash "$here/mistral-128k.sh"

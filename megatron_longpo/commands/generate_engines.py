@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.commands.dataset_output import given_template
-from megatron_longpo.commands.generate_options import long_rope_of
+from megatron_longpo.commands.generate_options import policy_rope_of
 from megatron_longpo.data.render import Context
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Engine
@@ -22,7 +22,7 @@ class EngineOptions:
     model: Path
     chat_template: str | None
     """Jinja source."""
-    long_rope: dict[str, Any] | None
+    policy_rope: dict[str, Any] | None
     length: int
     """Tokens of a long conversation."""
     dtype: str | None
@@ -48,7 +48,7 @@ def engine_options(args: argparse.Namespace, settings: Settings) -> EngineOption
         engine=args.engine,
         model=args.model,
         chat_template=given_template(args),
-        long_rope=long_rope_of(args),
+        policy_rope=policy_rope_of(args),
         length=settings.length,
         dtype=args.dtype,
         device=args.device,
@@ -90,11 +90,11 @@ async def open_engine(options: EngineOptions) -> Engine:
             retry_for_s=options.retry_for_s,
             draws=options.draws,
         )
-    from megatron_longpo.generate.engines.local_load import LongRope
+    from megatron_longpo.generate.engines.local_load import PolicyRope
 
     rope = None
-    if options.long_rope:
-        rope = LongRope(rope_parameters=options.long_rope, max_position_embeddings=options.length)
+    if options.policy_rope:
+        rope = PolicyRope(rope_parameters=options.policy_rope, max_position_embeddings=options.length)
     if options.engine == "vllm":
         from megatron_longpo.generate.engines.vllm_engine import open_vllm_engine
 
@@ -105,7 +105,7 @@ async def open_engine(options: EngineOptions) -> Engine:
             tensor_parallel_size=options.tensor_parallel_size,
             context_limit=options.context_limit,
             num_concurrent=options.max_concurrent,
-            long_rope=rope,
+            policy_rope=rope,
         )
     from transformers.utils import logging
 
@@ -118,7 +118,7 @@ async def open_engine(options: EngineOptions) -> Engine:
         batch_size=options.batch_size,
         dtype=options.dtype,
         device=options.device,
-        long_rope=rope,
+        policy_rope=rope,
     )
 
 
@@ -138,7 +138,7 @@ def check_limits(limits: Mapping[Context, int], settings: Settings) -> None:
     if settings.length > limits["long"]:
         raise UserError(
             f"--length {settings.length} is more than the {limits['long']} tokens of the model's context; lower it, or "
-            "give the policy's RoPE with --long-rope (--engine transformers) or the server that has it with "
+            "give the policy's RoPE with --policy-rope (--engine transformers) or the server that has it with "
             "--long-endpoint (--engine openai)"
         )
 
@@ -150,9 +150,9 @@ def _check(args: argparse.Namespace) -> None:
         for name in ("endpoint", "long_endpoint", "served_model", "long_served_model"):
             if vars(args)[name] is not None:
                 raise UserError(f"--{name.replace('_', '-')} is for --engine openai, not for --engine {args.engine}")
-    elif args.long_rope is not None:
+    elif args.policy_rope is not None:
         raise UserError(
-            "--long-rope cannot change a server's model; serve one with the policy's RoPE and give it as "
+            "--policy-rope cannot change a server's model; serve one with the policy's RoPE and give it as "
             "--long-endpoint"
         )
     if args.engine == "transformers" and args.context_limit is not None:

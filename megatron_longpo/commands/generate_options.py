@@ -4,11 +4,12 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.journal import Shard
-from megatron_longpo.generate.settings import FILTERS, LONG_ROPE, PRESETS, Settings, from_preset
+from megatron_longpo.generate.settings import FILTERS, POLICY_ROPE, PRESETS, Settings, from_preset
+from megatron_longpo.hf.rope import checked
 
 PROCEDURE = {
     "seed": "of everything that is drawn",
@@ -26,7 +27,7 @@ PROCEDURE = {
 LIMITS = {
     "min_answer_characters": "an answer shorter than this counts as empty",
     "max_repetition": "an answer that repeats more of its word sequences is dropped",
-    "max_similarity": "answers more alike than this are dropped; 1 keeps all that differ",
+    "max_similarity": "answers more similar than this are dropped; 1 keeps all that differ",
 }
 """The same, of the filters."""
 SAMPLING = {"temperature": "temperature", "top_p": "top-p", "max_new_tokens": "tokens"}
@@ -93,9 +94,9 @@ def _add_procedure(group: argparse._ArgumentGroup, default: Settings) -> None:
 
 def _add_filters(group: argparse._ArgumentGroup, default: Settings) -> None:
     names = ", ".join(name.replace(" ", "-") for name in FILTERS)
-    group.add_argument(
-        "--keep", nargs="+", default=[], metavar="FILTER", help=f"filters to turn off; in their order they are {names}"
-    )
+    shown = f"filters to turn off; in their order they are {names}"
+    group.add_argument("--no-filter", nargs="+", action="extend", default=[], metavar="FILTER", help=shown)
+    group.add_argument("--keep", dest="no_filter", nargs="+", action="extend", help=argparse.SUPPRESS)  # its old name
     _add_figures(group, LIMITS, default)
 
 
@@ -139,11 +140,12 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         "--tensor-parallel-size", type=int, default=1, metavar="N", help="GPUs of one vLLM engine (default: 1)"
     )
     group.add_argument(
-        "--long-rope",
+        "--policy-rope",
         metavar="JSON",
         help="the policy's RoPE, for the answers from the long context: rope_parameters as in config.json "
         "(default: the preset's, else the model's own)",
     )
+    group.add_argument("--long-rope", dest="policy_rope", help=argparse.SUPPRESS)  # its old name
 
 
 def _add_scale(group: argparse._ArgumentGroup) -> None:
@@ -171,13 +173,18 @@ def settings_of(args: argparse.Namespace) -> Settings:
         given["min_turns"] = args.num_turns
     if args.length is not None and args.min_length is None:
         given["min_length"] = args.length * 5 // 8
-    settings = from_preset(args.preset, keep=tuple(name.replace("-", " ") for name in args.keep), **given)
+    settings = from_preset(args.preset, no_filter=tuple(map(_filter_name, args.no_filter)), **given)
     for name in ("question", "answer"):
         sampling = {field: vars(args)[f"{name}_{field}"] for field in SAMPLING}
         changed = {field: value for field, value in sampling.items() if value is not None}
         settings = replace(settings, **{name: replace(getattr(settings, name), **changed)})
     settings.check()
     return settings
+
+
+def _filter_name(given: str) -> Any:
+    """As `Settings` has it; "alike" is the old name of one. `Settings.check` refuses what is no filter."""
+    return "too similar" if given == "alike" else given.replace("-", " ")
 
 
 def shard_of(args: argparse.Namespace) -> Shard:
@@ -188,16 +195,19 @@ def shard_of(args: argparse.Namespace) -> Shard:
     return Shard(int(number), int(of))
 
 
-def long_rope_of(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The policy's RoPE, or None for the model's own."""
-    if args.long_rope is None:
-        return LONG_ROPE.get(args.preset) if args.preset else None
+def policy_rope_of(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The policy's RoPE, or None for the model's own.
+
+    Raises:
+        UserError: it is no JSON, or no RoPE that training knows; naming the field.
+    """
+    if args.policy_rope is None:
+        return POLICY_ROPE.get(args.preset) if args.preset else None
+    example = json.dumps(POLICY_ROPE["mistral-128k"])
     try:
-        rope = json.loads(args.long_rope)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--long-rope: not JSON ({error}); give an object like {LONG_ROPE['mistral-128k']}") from error
+        rope = json.loads(args.policy_rope)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--policy-rope: not JSON ({error}); give an object like {example}") from error
     if not isinstance(rope, dict) or "rope_type" not in rope:
-        raise UserError(
-            f"--long-rope {args.long_rope}: needs an object with rope_type, like {LONG_ROPE['mistral-128k']}"
-        )
-    return rope
+        raise UserError(f"--policy-rope {args.policy_rope}: needs an object with rope_type, like {example}")
+    return checked(cast(dict[str, Any], rope), "--policy-rope").as_dict()

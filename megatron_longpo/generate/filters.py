@@ -62,16 +62,16 @@ def first_fault(turn: Candidate, settings: Settings, control_token: re.Pattern[s
         "refusal": lambda: any(is_refusal(text) for text in texts),
         "repetition": lambda: any(repetition(text) > settings.max_repetition for text in texts),
         "language": lambda: turn.domain != "code" and any(other_language(turn.chunk, text) for text in texts),
-        "alike": lambda: similarity(*texts) > settings.max_similarity,
+        "too similar": lambda: similarity(*texts) > settings.max_similarity,
         "too long": lambda: turn.num_short_tokens >= settings.max_short_tokens,
     }
     for name, drops in found.items():
-        if name not in settings.keep and drops():
+        if name not in settings.no_filter and drops():
             return name
-    # Also under --keep: no pair could be built of them.
+    # Also under --no-filter: no pair could be built of them.
     if any(not text.strip() for text in texts):
         return "empty"
-    return "alike" if texts[0].strip() == texts[1].strip() else None
+    return "too similar" if texts[0].strip() == texts[1].strip() else None
 
 
 def is_refusal(text: str) -> bool:
@@ -88,7 +88,7 @@ def repetition(text: str) -> float:
 
 def similarity(chosen: str, rejected: str) -> float:
     """1 for equal texts, 0 for texts without a common character (normalised edit distance, white space aside)."""
-    return _package("rapidfuzz.fuzz", "alike").ratio(" ".join(chosen.split()), " ".join(rejected.split())) / 100
+    return _package("rapidfuzz.fuzz", "too similar").ratio(" ".join(chosen.split()), " ".join(rejected.split())) / 100
 
 
 def other_language(chunk: str, answer: str) -> bool:
@@ -119,5 +119,5 @@ def _identifier() -> Any:
 
 
 def _package(module: str, name: FilterName) -> Any:
-    purpose, advice = f"the filter {name!r} needs {module.partition('.')[0]}", f", or turn it off: --keep {name}"
+    purpose, advice = f"the filter {name!r} needs {module.partition('.')[0]}", f", or turn it off: --no-filter {name}"
     return import_optional(module, purpose, extra="generate", advice=advice)

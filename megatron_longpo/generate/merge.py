@@ -177,7 +177,7 @@ def _no_pair(tally: Tally) -> str:
     most = ", ".join(f"{name}: {count}" for name, count in tally.dropped.most_common(3)) or "none"
     return (
         f"{tally.contexts} long contexts gave {tally.usable_turns} usable turns of {tally.asked} and no pair with "
-        f"enough turns (dropped most: {most}); lower --min-turns, raise --question-attempts, or see --keep"
+        f"enough turns (dropped most: {most}); lower --min-turns, raise --question-attempts, or see --no-filter"
     )
 
 

@@ -152,7 +152,7 @@ class _Document:
             if questions is None:
                 fault = "malformed questions"
                 continue
-            usable = [text for text in questions if "position" in self._settings.keep or not tells_position(text)]
+            usable = [text for text in questions if "position" in self._settings.no_filter or not tells_position(text)]
             if usable:
                 return self._random(f"{purpose} choice").choice(usable), fault
             fault = "position"

@@ -15,7 +15,7 @@ FilterName = Literal[
     "refusal",
     "repetition",
     "language",
-    "alike",
+    "too similar",
     "too long",
 ]
 """Why a turn is dropped, in the order in which it is looked at."""
@@ -54,7 +54,7 @@ class Settings:
     """Share of an answer's word sequences that stood in it before."""
     max_similarity: float = 0.95
     """Of chosen and rejected; 1 is equal."""
-    keep: tuple[FilterName, ...] = ()
+    no_filter: tuple[FilterName, ...] = ()
     """Filters that are off."""
 
     @property
@@ -98,9 +98,9 @@ class Settings:
             _require(sampling.max_new_tokens >= 1, f"--{name}-tokens {sampling.max_new_tokens}: needs at least 1")
         for name in ("max_repetition", "max_similarity"):
             _require(0 <= getattr(self, name) <= 1, f"--{_option(name)} {getattr(self, name)}: needs 0 to 1")
-        if unknown := [name for name in self.keep if name not in FILTERS or name in ALWAYS_ON]:
+        if unknown := [name for name in self.no_filter if name not in FILTERS or name in ALWAYS_ON]:
             usable = ", ".join(_option(name) for name in FILTERS if name not in ALWAYS_ON)
-            raise UserError(f"--keep {_option(unknown[0])}: no filter that can be turned off; there are {usable}")
+            raise UserError(f"--no-filter {_option(unknown[0])}: no filter that can be turned off; there are {usable}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -109,8 +109,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "256k": {"length": 262144, "min_length": 163840},
     "512k": {"length": 524288, "min_length": 327680},
 }
-"""Differences from the defaults. Mistral and Qwen2.5 share lengths; they differ in the policy's RoPE (`LONG_ROPE`)."""
-LONG_ROPE: dict[str, dict[str, Any]] = {
+"""Differences from the defaults. Mistral and Qwen2.5 share lengths; they differ in `POLICY_ROPE`."""
+POLICY_ROPE: dict[str, dict[str, Any]] = {
     "mistral-128k": {"rope_type": "default", "rope_theta": 1e7},
     "qwen-128k": {
         "rope_type": "yarn",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from megatron_longpo.commands.generate_options import add_arguments, long_rope_of, settings_of
+from megatron_longpo.commands.generate_options import add_arguments, policy_rope_of, settings_of
 from megatron_longpo.commands.main import main as run_verb
 from megatron_longpo.reference.score import main as score
 from tests.ranks import launch
@@ -90,7 +90,7 @@ def test_rounds_go_on_from_each_others_models(tmp_path: Path, reference: str) ->
         args = parser.parse_args(command[2:])
         assert (str(args.model), args.output, args.documents) == (model, folder / "pairs.jsonl", ["a*", "b"])
         assert (settings_of(args).length, args.seed) == (int(folder.name), 7)
-        assert long_rope_of(args) == {"rope_type": "default", "rope_theta": base}
+        assert policy_rope_of(args) == {"rope_type": "default", "rope_theta": base}
     kept = one if reference == "first" else two
     for command in (script[9], script[10]):  # scoring and training of the second round
         assert f"{kept}/imported" in (

@@ -27,7 +27,7 @@ from tests.unit.generate.rule_server import serving, start
 
 FIGURES = [
     *("--length", "2600", "--min-length", "900", "--num-turns", "2", "--min-turns", "2", "--min-chunk-tokens", "200"),
-    *("--max-chunk-tokens", "400", "--answer-tokens", "400", "--question-tokens", "300", "--keep", "language"),
+    *("--max-chunk-tokens", "400", "--answer-tokens", "400", "--question-tokens", "300", "--no-filter", "language"),
 ]
 NUM_DOCUMENTS = 6
 
@@ -201,16 +201,25 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "keep": (["--keep", "nonsense"], "--keep nonsense: no filter that can be turned off; there are position"),
-    "keep-needed": (["--keep", "control-tokens"], "--keep control-tokens: no filter that can be turned off"),
+    "filter": (
+        ["--no-filter", "nonsense"],
+        "--no-filter nonsense: no filter that can be turned off; there are position",
+    ),
+    "filter-needed": (
+        ["--no-filter", "control-tokens"],
+        "--no-filter control-tokens: no filter that can be",
+    ),
     "shard": (["--shard", "3/2"], "--shard 3/2: give i/n with i from 1 to n"),
     "shard-word": (["--shard", "first"], "--shard 'first': give i/n"),
     "turns": (["--min-turns", "3"], "--min-turns 3 is above --num-turns 2"),
     "chunks": (["--min-chunk-tokens", "500"], "--min-chunk-tokens 500 is above --max-chunk-tokens 400"),
     "length": (["--length", "1500"], "leaves 188 tokens for the context beside 2 answers of 400"),
     "top-p": (["--answer-top-p", "0"], "--answer-top-p 0.0: needs more than 0, at most 1"),
-    "rope": (["--long-rope", "{"], "--long-rope"),
-    "rope-server": (["--long-rope", '{"rope_type": "default"}'], "serve one with the policy's RoPE and give it as"),
+    "rope": (["--policy-rope", "{"], "--policy-rope"),
+    "rope-server": (
+        ["--policy-rope", '{"rope_type": "default", "rope_theta": 1e4}'],
+        "serve one with the policy",
+    ),
     "missing": (["--documents", "nowhere"], "nowhere: no such file"),
     "glob": (["--documents", "nowhere/*.txt"], "nowhere/*.txt: matches no file"),
     "too-short": (["--min-length", "90000", "--short-documents", "skip"], "no document was long enough"),

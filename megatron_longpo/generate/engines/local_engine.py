@@ -17,7 +17,7 @@ from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion, Request
 from megatron_longpo.generate.engines.batching import Prompt, choose_batch, padded_tokens
-from megatron_longpo.generate.engines.local_load import LongRope, load_local_model
+from megatron_longpo.generate.engines.local_load import PolicyRope, load_local_model
 from megatron_longpo.generate.engines.prompt_length import prompt_ids, require_room
 from megatron_longpo.generate.engines.weights import weights_sample
 
@@ -38,7 +38,7 @@ def open_local_engine(
     max_batch_tokens: int = 65536,
     dtype: str | None = None,
     device: str = "auto",
-    long_rope: LongRope | None = None,
+    policy_rope: PolicyRope | None = None,
 ) -> "LocalEngine":
     """Load a Hugging Face folder; no network, no code from the folder.
 
@@ -49,7 +49,7 @@ def open_local_engine(
             prompt may be longer. Halved whenever the device runs out of memory.
         dtype: float32, bfloat16, float16 or auto (the checkpoint's); by default float32 on a CPU, else auto.
         device: auto (the GPU, if there is one), cpu, cuda or cuda:N.
-        long_rope: the policy's RoPE, with which requests of the long context are answered.
+        policy_rope: the policy's RoPE, with which requests of the long context are answered.
 
     Raises:
         UserError: no usable model, tokenizer or chat template in the folder; no such device.
@@ -57,14 +57,14 @@ def open_local_engine(
     weights = weights_sample(model)
     tokenizer = load_tokenizer(model, chat_template)
     check_chat_template(tokenizer)
-    loaded, limits = load_local_model(model, tokenizer, dtype=dtype, device=device, long_rope=long_rope)
+    loaded, limits = load_local_model(model, tokenizer, dtype=dtype, device=device, policy_rope=policy_rope)
     identity = {
         "engine": "transformers",
         "model": model.resolve().name,
         "weights": weights,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "dtype": loaded.dtype,
-        "long_rope": json.dumps(long_rope.rope_parameters, sort_keys=True) if long_rope else "the model's own",
+        "policy_rope": json.dumps(policy_rope.rope_parameters, sort_keys=True) if policy_rope else "the model's own",
         "transformers": importlib.metadata.version("transformers"),
     }
     return LocalEngine(loaded, tokenizer, identity, limits, batch_size, max_batch_tokens)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LongRope:
+class PolicyRope:
     """The policy's rotary settings, as its config.json would say them."""
 
     rope_parameters: dict[str, Any]
@@ -25,12 +25,17 @@ class LongRope:
 
 
 def load_local_model(
-    folder: Path, tokenizer: "PreTrainedTokenizerFast", *, dtype: str | None, device: str, long_rope: LongRope | None
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    dtype: str | None,
+    device: str,
+    policy_rope: PolicyRope | None,
 ) -> tuple["LocalModel", dict[Context, int]]:
     """The folder's model on a device, and how many tokens each context may have; see `open_local_engine`.
 
     Raises:
-        UserError: no such device; no loadable model; tensors missing; no context length; no place for ``long_rope``.
+        UserError: no such device; no loadable model; tensors missing; no context length; no place for ``policy_rope``.
     """
     from transformers import AutoConfig
 
@@ -43,7 +48,7 @@ def load_local_model(
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         raise UserError(f"{folder}/config.json: no max_position_embeddings, so its context length is unknown; add it")
-    if long_rope is None:
+    if policy_rope is None:
         return LocalModel(model, tokenizer, None), {"short": limit, "long": limit}
     if not hasattr(model.base_model, "rotary_emb"):
         raise UserError(
@@ -51,9 +56,9 @@ def load_local_model(
             " long contexts; serve two models and use --endpoint and --long-endpoint"
         )
     long_config = copy.deepcopy(config)
-    long_config.max_position_embeddings = long_rope.max_position_embeddings
-    long_config.rope_parameters = dict(long_rope.rope_parameters)
-    limits: dict[Context, int] = {"short": limit, "long": long_rope.max_position_embeddings}
+    long_config.max_position_embeddings = policy_rope.max_position_embeddings
+    long_config.rope_parameters = dict(policy_rope.rope_parameters)
+    limits: dict[Context, int] = {"short": limit, "long": policy_rope.max_position_embeddings}
     return LocalModel(model, tokenizer, long_config), limits
 
 

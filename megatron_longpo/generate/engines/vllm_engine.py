@@ -17,7 +17,7 @@ from megatron_longpo.data.tokenise import end_of_turn_id
 from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError, import_optional, one_line
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
-from megatron_longpo.generate.engines.local_load import LongRope
+from megatron_longpo.generate.engines.local_load import PolicyRope
 from megatron_longpo.generate.engines.prompt_length import prompt_ids, require_room
 from megatron_longpo.generate.engines.weights import weights_sample
 
@@ -36,19 +36,19 @@ def open_vllm_engine(
     gpu_memory_utilization: float = 0.9,
     context_limit: int | None = None,
     num_concurrent: int = 256,
-    long_rope: LongRope | None = None,
+    policy_rope: PolicyRope | None = None,
 ) -> "VllmEngine":
     """Start vLLM on a Hugging Face folder; to be called in the event loop that will use it.
 
     Args:
         chat_template: Jinja source in place of the folder's template.
         dtype: as vLLM's own option of this name; so the three after it (``context_limit`` is ``max_model_len``).
-        long_rope: must be None.
+        policy_rope: must be None.
 
     Raises:
         UserError: vLLM is missing or does not start; no usable folder; a second RoPE is asked for.
     """
-    if long_rope is not None:
+    if policy_rope is not None:
         raise UserError(
             "vLLM has one RoPE a model, and long contexts are to have another; serve two and use --endpoint and"
             " --long-endpoint"

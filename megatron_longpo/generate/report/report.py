@@ -62,7 +62,7 @@ def write_report(
             "made": _made(manifest),
             "steps": waterfall(counts),
             "bar": lambda step: _bar(step, counts["asked"]),
-            "keep": manifest["settings"]["keep"],
+            "keep": manifest["settings"]["no_filter"],
             "num_whole_contexts": num_whole_contexts(counts),
             "length_rows": _length_rows(lengths),
             "figures": _figures(lengths),

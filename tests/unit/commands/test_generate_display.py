@@ -88,12 +88,12 @@ def test_a_terminal_is_drawn_upon(tmp_path: Path) -> None:
 
 def test_the_largest_drops_on_the_way_and_all_at_the_end(tmp_path: Path) -> None:
     shown = Shown(tmp_path)
-    dropped = Counter({"cut off": 9, "refusal": 8, "position": 7, "empty": 2, "alike": 1})
+    dropped = Counter({"cut off": 9, "refusal": 8, "position": 7, "empty": 2, "too similar": 1})
     with shown.display as display:
         shown.clock.now += 15
         display.finished(Outcome(pair=None, asked=27, dropped=dropped, turns=0))
     assert "dropped cut off 9, refusal 8, position 7, others 3;" in shown.lines[0]
-    assert "dropped cut off 9, refusal 8, position 7, empty 2, alike 1;" in shown.lines[1]
+    assert "dropped cut off 9, refusal 8, position 7, empty 2, too similar 1;" in shown.lines[1]
 
 
 def test_rates_are_of_the_last_minute(tmp_path: Path) -> None:

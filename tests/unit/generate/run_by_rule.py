@@ -15,7 +15,7 @@ from megatron_longpo.generate.settings import Settings
 from tests.unit.generate.model_by_rule import Counts, ModelByRule, make_context
 
 NUM_CONTEXTS = 12
-SETTINGS = Settings(num_turns=3, min_turns=2, max_repetition=0.1, keep=("language",))
+SETTINGS = Settings(num_turns=3, min_turns=2, max_repetition=0.1, no_filter=("language",))
 HEADER: dict[str, Any] = {"settings": asdict(SETTINGS), "engine": dict(ModelByRule.identity)}
 
 

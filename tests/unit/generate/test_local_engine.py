@@ -12,7 +12,7 @@ import torch
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion, Request
 from megatron_longpo.generate.engines.local_engine import LocalEngine, open_local_engine
-from megatron_longpo.generate.engines.local_load import LongRope
+from megatron_longpo.generate.engines.local_load import PolicyRope
 from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
 
 REQUESTS = [ask(f"Question {number} about " + "it " * number, number, max_new_tokens=6) for number in range(11)]
@@ -103,8 +103,8 @@ def test_a_request_that_nobody_waits_for_is_not_answered(folder: Path) -> None:
 
 def test_limits_and_identity(folder: Path, tmp_path: Path) -> None:
     plain = open_local_engine(folder)
-    rope = LongRope(rope_parameters={"rope_type": "default", "rope_theta": 1e6}, max_position_embeddings=2048)
-    with_rope = open_local_engine(folder, long_rope=rope)
+    rope = PolicyRope(rope_parameters={"rope_type": "default", "rope_theta": 1e6}, max_position_embeddings=2048)
+    with_rope = open_local_engine(folder, policy_rope=rope)
     assert plain.context_limits == {"short": CONTEXT, "long": CONTEXT}
     assert with_rope.context_limits == {"short": CONTEXT, "long": 2048}
     assert plain.identity == open_local_engine(folder).identity != with_rope.identity

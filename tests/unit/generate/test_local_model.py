@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.generate.engine import Request
 from megatron_longpo.generate.engines.batching import Prompt
-from megatron_longpo.generate.engines.local_load import LongRope, load_local_model
+from megatron_longpo.generate.engines.local_load import PolicyRope, load_local_model
 from megatron_longpo.generate.engines.local_model import LocalModel, Unwanted
 from megatron_longpo.generate.engines.prompt_length import prompt_ids
 from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
@@ -30,8 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_model(tmp_path_factory.mktemp("model"))
 
 
-def load(folder: Path, long_rope: LongRope | None = None) -> LocalModel:
-    return load_local_model(folder, load_tokenizer(folder), dtype=None, device="cpu", long_rope=long_rope)[0]
+def load(folder: Path, policy_rope: PolicyRope | None = None) -> LocalModel:
+    return load_local_model(folder, load_tokenizer(folder), dtype=None, device="cpu", policy_rope=policy_rope)[0]
 
 
 def prompts_of(folder: Path, requests: list[Request]) -> list[Prompt]:
@@ -100,7 +100,7 @@ def greedy(folder: Path, ids: np.ndarray, num_tokens: int, **config: Any) -> lis
 
 
 def test_long_contexts_have_the_policys_rope_and_short_ones_the_models_own(folder: Path) -> None:
-    model = load(folder, LongRope(rope_parameters=YARN, max_position_embeddings=4 * CONTEXT))
+    model = load(folder, PolicyRope(rope_parameters=YARN, max_position_embeddings=4 * CONTEXT))
     expected = {
         "short": {},
         "long": {"rope_parameters": YARN, "max_position_embeddings": 4 * CONTEXT},

@@ -10,7 +10,7 @@ from megatron_longpo.generate.prompts import LEAD_INS
 from megatron_longpo.generate.settings import Settings
 from tests.unit.generate.model_by_rule import Answer, ModelByRule, is_asking, make_context
 
-SETTINGS = Settings(num_turns=3, min_turns=3, keep=("language",))
+SETTINGS = Settings(num_turns=3, min_turns=3, no_filter=("language",))
 CONTEXT = make_context(num_chunks=5)
 CHUNKS = [CONTEXT.text[chunk.start : chunk.end].strip() for chunk in CONTEXT.chunks]
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from megatron_longpo.commands.generate_options import add_arguments, long_rope_of, settings_of
+from megatron_longpo.commands.generate_options import add_arguments, policy_rope_of, settings_of
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.corpus.contexts import ContextShape
 from megatron_longpo.generate.settings import PRESETS, QUESTION_ROOM, Settings, from_preset
@@ -42,20 +42,59 @@ def test_the_defaults_are_the_released_recipe() -> None:
 
 
 def test_what_is_given_comes_before_the_preset() -> None:
-    settings = settings_of(parsed("--preset", "256k", "--num-turns", "2", "--answer-tokens", "99", "--keep", "cut-off"))
+    settings = settings_of(parsed("--preset", "256k", "--num-turns", "2", "--answer-tokens", "99"))
     assert (settings.length, settings.num_turns, settings.min_turns) == (262144, 2, 2)
     assert settings.answer.max_new_tokens == 99
-    assert settings.keep == ("cut off",)
+    assert settings.no_filter == ()
+
+
+def test_filters_under_their_old_names() -> None:
+    given = settings_of(parsed("--no-filter", "cut-off", "--keep", "alike", "language"))
+    assert given.no_filter == ("cut off", "too similar", "language")
+    assert parsed().no_filter == []  # `extend` has not written into the default
+
+
+def test_old_names_are_not_shown() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert not {"--keep", "--long-rope", "alike"} & set(parser.format_help().split())
 
 
 def test_the_policys_rope() -> None:
-    assert long_rope_of(parsed()) is None
-    assert long_rope_of(parsed("--preset", "mistral-128k")) == {"rope_type": "default", "rope_theta": 1e7}
-    given = {"rope_type": "linear", "factor": 2.0}
-    assert long_rope_of(parsed("--preset", "mistral-128k", "--long-rope", json.dumps(given))) == given
-    for text in ("[]", "{}", '"yarn"'):
-        with pytest.raises(UserError, match="needs an object with rope_type"):
-            long_rope_of(parsed("--long-rope", text))
+    assert policy_rope_of(parsed()) is None
+    assert policy_rope_of(parsed("--preset", "mistral-128k")) == {"rope_type": "default", "rope_theta": 1e7}
+    given = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    for option in ("--policy-rope", "--long-rope"):
+        assert policy_rope_of(parsed("--preset", "mistral-128k", option, json.dumps(given))) == given
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),
+        ("[]", "needs an object with rope_type"),
+        ("{}", "needs an object with rope_type"),
+        ('"yarn"', "needs an object with rope_type"),
+        ('{"rope_typ": "yarn"}', "needs an object with rope_type"),
+        ('{"rope_type": "yan", "rope_theta": 1e6}', 'rope_type is "yan"; supported are default'),
+        ('{"rope_type": ["yarn"], "rope_theta": 1e6}', 'rope_type is ["yarn"]; supported are default'),
+        ('{"rope_type": "default"}', "rope_theta is missing"),
+        ('{"rope_type": "default", "rope_theta": NaN}', "rope_theta is NaN; it must be a number above 0"),
+        ('{"rope_type": "default", "rope_theta": "1e7"}', 'rope_theta is "1e7"; it must be a number above 0'),
+        ('{"rope_type": "default", "theta": 1e7, "rope_theta": 1e7}', "theta is 10000000.0; rope_type 'default' does"),
+        ('{"rope_type": "linear", "rope_theta": 1e4, "facto": 2}', "factor is missing"),
+        ('{"rope_type": "linear", "rope_theta": 1e4, "factor": 0.5}', "factor is 0.5; it must be a number of"),
+        ('{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4}', "original_max_position_embeddings is missing"),
+    ],
+)  # fmt: skip
+def test_a_rope_with_a_mistake_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        policy_rope_of(parsed("--policy-rope", text))
+    assert str(error.value).startswith("--policy-rope") and message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

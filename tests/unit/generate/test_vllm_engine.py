@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.generate.engines.local_load import LongRope
+from megatron_longpo.generate.engines.local_load import PolicyRope
 from megatron_longpo.generate.engines.vllm_engine import open_vllm_engine
 
 
@@ -17,6 +17,6 @@ def test_without_vllm_it_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_second_rope_is_refused(tmp_path: Path) -> None:
-    rope = LongRope(rope_parameters={"rope_type": "default", "rope_theta": 1e7}, max_position_embeddings=131072)
+    rope = PolicyRope(rope_parameters={"rope_type": "default", "rope_theta": 1e7}, max_position_embeddings=131072)
     with pytest.raises(UserError, match=r"one RoPE a model.*serve two and use --endpoint and --long-endpoint"):
-        open_vllm_engine(tmp_path, long_rope=rope)
+        open_vllm_engine(tmp_path, policy_rope=rope)
