@@ -16,7 +16,8 @@ MAX_LINES = 300
 
 # A folder that exists on one machine only, at the start of a path.
 MACHINE_PATH = re.compile(r"(?<![\w./~}-])/(root|home|work|Users|opt|mnt|srv|scratch)/\w")
-HOST = re.compile(r"\b(https?|ftp|ssh)://(?!localhost|127\.0\.0\.1)\w|\bgit@\w", re.IGNORECASE)
+# The name of SVG's namespace looks like an address and is none.
+HOST = re.compile(r"\b(https?|ftp|ssh)://(?!localhost|127\.0\.0\.1|www\.w3\.org/2000/svg)\w|\bgit@\w", re.IGNORECASE)
 
 
 def source_files() -> Iterator[Path]:
@@ -80,6 +81,40 @@ def test_the_docs_name_every_file_of_the_package() -> None:
     package = ROOT / "megatron_longpo"
     files = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
     assert tree_in_docs() == files
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links and pictures of a Markdown page whose file, or whose heading in a page, is not there."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text):
+        path, _, heading = "".join(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (heading and heading not in headings(target)):
+            found.append("".join(link))
+    return found
+
+
+def headings(page: Path) -> set[str]:
+    """What a link to a heading of a Markdown page says behind ``#``, in GitHub's form."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in lines}
+
+
+def test_the_links_of_the_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    assert len(pages) > 8
+    found = {str(page.relative_to(ROOT)): broken_links(page) for page in pages}
+    assert {page: links for page, links in found.items() if links} == {}
+
+
+def test_a_broken_link_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A heading, here\n[good](page.md) [good](#a-heading-here) `[code](no.md)`\n"
+        '[bad](no.md) [bad](page.md#no) <img src="no.svg">\n'
+    )
+    assert broken_links(page) == ["no.md", "page.md#no", "no.svg"]
 
 
 def test_every_verb_has_a_tool() -> None:
