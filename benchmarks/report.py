@@ -102,27 +102,6 @@ def _large_dataset(measured: dict[str, Any]) -> tuple[str, str]:
     return f"{what}: writing, and reading at random", found
 
 
-def _chunker(measured: dict[str, Any]) -> tuple[str, str]:
-    megabytes = sum(measured["megabytes"].values())
-
-    def seconds(way: str, kind: str, round_: dict[str, Any]) -> float:
-        found = sum(text[way][kind] for text in round_["texts"].values())
-        return found + (round_["setting_up"][kind] if way == "chunker" else 0)
-
-    def ratio(way: str, kind: str) -> float:
-        rounds = measured["rounds"]
-        return statistics.median(seconds("released", kind, row) / seconds(way, kind, row) for row in rounds)
-
-    low, high = measured["chunk_tokens"]
-    what = (
-        f"{megabytes:.0f} MB of text tokenised paragraph by paragraph / cut into chunks of {low:,} to {high:,} tokens"
-    )
-    rate = megabytes / statistics.median(seconds("chunker", "wall", row) for row in measured["rounds"])
-    found = f"{ratio('chunker', 'wall'):.1f}x ({rate:.1f} MB/s) with no word known,"
-    found += f" {ratio('known_words', 'wall'):.1f}x with all known; in processor seconds"
-    return what, f"{found} {ratio('chunker', 'cpu'):.1f}x and {ratio('known_words', 'cpu'):.1f}x"
-
-
 SENTENCES = {
     "sharing": _sharing,
     "sharing_memory": _sharing_memory,
@@ -131,7 +110,6 @@ SENTENCES = {
     "quickstart": _quickstart,
     "door": _door,
     "large_dataset": _large_dataset,
-    "chunker": _chunker,
 }
 """File in results/ -> (what was measured, the number)."""
 

@@ -129,7 +129,7 @@ def _merge(args: argparse.Namespace, corpus: Corpus, num_shards: int) -> int:
     folder = journal_folder(args.output)
     header = {**_header(corpus), "engine": engine_of(folder / Shard(1, num_shards).file_name)}
     manifest = merge(folder, num_shards, header, args.output, min_turns=corpus.settings.min_turns)
-    write_report(args.output, manifest, report_path(args.output), count_tokens=corpus.count.whole)
+    write_report(args.output, manifest, report_path(args.output), count_tokens=corpus.count.batch)
     print_summary(manifest, args.output, Console(highlight=False, soft_wrap=True))
     return 0
 

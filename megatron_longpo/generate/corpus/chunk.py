@@ -5,8 +5,7 @@ Invariants (tests/unit/generate/test_chunk.py quotes them):
   2. no chunk, tokenised alone, has more than ``max_tokens``;
   3. none has fewer than ``min_tokens`` but the last;
   4. a chunk ends at a border of the strongest level that has one between the two bounds, and there at the last such.
-For 3 and 4 the bounds must be some tokens apart. Where a text has no cells for a while (`token_count.py`), the tokens
-at possible ends are estimated, and 4 holds but for the few tokens that the estimate is off.
+For 3 and 4 the bounds must be some tokens apart, and 4 holds as far as `Ruler.compare` knows when to count exactly.
 """
 
 from bisect import bisect_right
@@ -81,7 +80,8 @@ class Chunker:
             end = self._end(start, low, high)
             num_tokens = self.ruler.tokens(start, end)
             is_last = end == len(self._text)
-            # Only an estimate makes another round necessary: aim lower or higher by what it was off.
+            # Only an estimate that is further off than its margin makes another round necessary: aim by so much lower
+            # or higher.
             if num_tokens > max_tokens and high > 1 and end > start + 1:
                 high = max(1, high - (num_tokens - max_tokens))
                 low = min(low, high)
@@ -91,9 +91,9 @@ class Chunker:
                 return Chunk(start, end, num_tokens)
 
     def _end(self, start: int, low: int, high: int) -> int:
-        """The end of the chunk, by the ruler's estimates."""
+        """The end of the chunk, as far as the ruler's estimates hold."""
         fits, behind = self.ruler.around(start, high)
-        if behind == len(self._text) and self.ruler.estimate(start, behind) <= high:
+        if behind == len(self._text) and self.ruler.compare(start, behind, high) <= high:
             return behind
         first = max(start + 1, self.ruler.around(start, low)[0] - SLACK_CHARACTERS)
         for level in self._borders.levels:
@@ -102,7 +102,7 @@ class Chunker:
                 page_start = max(first, page_end - PAGE_CHARACTERS + 1)
                 candidates = self._borders.within(level, page_start, page_end)
                 index = self._num_fitting(candidates, start, high) - 1
-                if index >= 0 and self.ruler.estimate(start, candidates[index]) >= low:
+                if index >= 0 and self.ruler.compare(start, candidates[index], low) >= low:
                     return candidates[index]
                 if index >= 0:  # what stands before is shorter still
                     break
@@ -110,7 +110,7 @@ class Chunker:
         return self._any_end(start, max(start, fits), behind, high)
 
     def _num_fitting(self, candidates: list[int] | range, start: int, high: int) -> int:
-        return bisect_right(candidates, high, key=lambda end: self.ruler.estimate(start, end))
+        return bisect_right(candidates, high, key=lambda end: self.ruler.compare(start, end, high))
 
     def _any_end(self, start: int, fits: int, behind: int, high: int) -> int:
         """The last character that fits; a carriage return stays with its line feed."""

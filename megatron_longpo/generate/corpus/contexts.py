@@ -97,7 +97,7 @@ def _greedy_chunks(chunker: Chunker, start: int, text_end: int, shape: ContextSh
     # How much text there is matters only where it may not do for chunks of the full length.
     wanted = min(room, shape.num_chunks * shape.max_tokens)
     _, behind = chunker.ruler.around(start, wanted)
-    left = min(wanted, chunker.ruler.estimate(start, behind))
+    left = wanted if behind < text_end else min(wanted, chunker.ruler.tokens(start, text_end))
     while len(chunks) < shape.num_chunks:
         reserved = (shape.num_chunks - len(chunks) - 1) * (shape.min_tokens + MIN_ROOM)
         most = min(shape.max_tokens, left - reserved)

@@ -95,7 +95,7 @@ def test_a_document_of_ten_megabytes_takes_little_memory(counters: Any, sentence
         1 for _ in chunk_text(text, "prose", counters["chatml"][1], sentences, min_tokens=8000, max_tokens=16000)
     )
     assert chunks > 100
-    # The cached counts of some 60,000 cells, and the allocators' slack; the text has 10 MB.
+    # Four bytes a token, a batch of blocks, and the allocators' slack; the text has 10 MB.
     assert resident_megabytes("VmHWM") - before < 60
 
 
