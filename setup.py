@@ -28,7 +28,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    # Fused attention, norms and linear layers, for torch built with CUDA 13; see README for CUDA 12.
+    # Fused attention, norms and linear layers, for torch built with CUDA 13; see docs/install.md for CUDA 12.
     "gpu": ["transformer-engine[core_cu13,pytorch]>=2.10"],
     # import-data reads Arrow and parquet files with it.
     "arrow": ["pyarrow"],

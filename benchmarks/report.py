@@ -1,7 +1,8 @@
-"""Put the committed results into README.md, between its two marks: ``python -m benchmarks.report``."""
+"""Put the committed results into the pages, between their marks: ``python -m benchmarks.report``."""
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,25 @@ BEGIN, END = "<!-- benchmarks.report: begin -->\n", "<!-- benchmarks.report: end
 
 
 def main() -> None:
-    """Write README.md; tests/test_repository.py says whether it is up to date."""
-    readme = ROOT / "README.md"
-    readme.write_text(with_results(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the pages; tests/test_repository.py says whether they are up to date."""
+    for page, names in PAGES.items():
+        path = ROOT / page
+        path.write_text(with_results(path.read_text(encoding="utf-8"), names), encoding="utf-8")
 
 
-def with_results(text: str) -> str:
-    """``text`` with what stands between its marks replaced by the table of results."""
+def with_results(text: str, names: Iterable[str]) -> str:
+    """``text`` with what stands between its marks replaced by the table of these results."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return before + BEGIN + "\n" + table() + "\n" + END + after
+    return before + BEGIN + "\n" + table(names) + "\n" + END + after
 
 
-def table() -> str:
+def table(names: Iterable[str]) -> str:
     """The committed results as Markdown, each beside its command and machine."""
     lines = ["| what | measured | command | machine |", "|---|---|---|---|"]
-    for name, sentence in SENTENCES.items():
-        path = RESULTS / f"{name}.json"
-        result = json.loads(path.read_text(encoding="utf-8"))
-        what, measured = sentence(result["measured"])
+    for name in names:
+        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        what, measured = SENTENCES[name](result["measured"])
         where = result["processor"] if result["device"] == "cpu" else result["device"]
         lines.append(f"| {what} | {measured} | `{result['command']}` | {where} |")
     return "\n".join(lines) + "\n"
@@ -112,6 +113,12 @@ SENTENCES = {
     "large_dataset": _large_dataset,
 }
 """File in results/ -> (what was measured, the number)."""
+
+PAGES = {
+    "README.md": ("sharing", "sharing_memory", "recompute", "logprob_memory"),
+    "docs/benchmarks.md": tuple(SENTENCES),
+}
+"""Page -> the results that it shows."""
 
 
 if __name__ == "__main__":

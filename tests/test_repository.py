@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from benchmarks.report import with_results
+from benchmarks.report import PAGES, with_results
+from megatron_longpo import __version__
 from megatron_longpo.commands.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +123,17 @@ def test_every_verb_has_a_tool() -> None:
     assert {path.stem.replace("_", "-") for path in (ROOT / "tools").glob("*.py")} == set(VERBS)
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_results(readme) == readme
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_show_the_committed_results(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert with_results(text, PAGES[page]) == text
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert [reference["title"][:6] for reference in citation["references"]] == ["LongPO"]
