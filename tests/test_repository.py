@@ -85,6 +85,13 @@ def test_the_docs_name_every_file_of_the_package() -> None:
     assert tree_in_docs() == files
 
 
+def test_what_lies_around_the_package_is_there() -> None:
+    page = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
+    names = re.findall(r"^(\S+)  ", page.split("Around it:")[1], re.MULTILINE)
+    assert len(names) > 20
+    assert [name for name in names if not (ROOT / name.replace("<verb>", "build")).exists()] == []
+
+
 def broken_links(page: Path) -> list[str]:
     """Relative links and pictures of a Markdown page whose file, or whose heading in a page, is not there."""
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
