@@ -50,7 +50,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="files, folders or globs: text, Markdown, LaTeX, source code, JSONL, parquet, Arrow; .gz and .zst",
+        help="files, folders or globs: text, Markdown, LaTeX, source code, JSONL, parquet, Arrow; .gz, .bz2, .zst",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder of the model")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSONL file of pairs to make")

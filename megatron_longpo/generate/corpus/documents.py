@@ -5,12 +5,15 @@ folder or the fixed part of the glob that was given, so that ids are the same on
 """
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.files import reading
 from megatron_longpo.generate.corpus.domains import Domain, domain_of_name, domain_of_text
 from megatron_longpo.generate.corpus.readers import COMPRESSED, Row, kind_of, read_rows
 
@@ -18,7 +21,9 @@ MAX_ID_CHARACTERS = 400
 """Joined documents and contexts append to it, and a pair's id may have 512."""
 _DATASET_FILES = ("state.json", "dataset_info.json", "dataset_dict.json")
 """What `datasets.save_to_disk` writes beside its Arrow files."""
-_KNOWN = "text, Markdown, LaTeX and source files, .jsonl (all also .gz, .zst), .arrow, .parquet, folders, quoted globs"
+_KNOWN = (
+    "text, Markdown, LaTeX and source files, .jsonl (all also .gz, .bz2, .zst), .arrow, .parquet, folders, quoted globs"
+)
 
 
 @dataclass(slots=True)
@@ -26,7 +31,7 @@ class Counts:
     """What became of the text, for the report; documents and units are those of the whole corpus."""
 
     ignored_files: int = 0
-    """Files of folders and globs that are of no kind that is read."""
+    """In folders and globs: files of other kinds, broken links, pipes, devices, links to what is read already."""
     documents: int = 0
     """Documents with text."""
     characters: int = 0
@@ -80,11 +85,11 @@ class Document:
 def find_sources(paths: Sequence[str], counts: Counts | None = None) -> list[Source]:
     """The files that ``paths`` name: files, folders (with all below them), globs and `save_to_disk` folders.
 
-    Files of unknown kind are an error where they are named, and counted where a folder or a glob brings them along;
-    hidden ones are passed over.
+    What cannot be read (`Counts.ignored_files`) is an error where it is named, and counted where a folder or a glob
+    brings it along; hidden files are passed over. Links to folders are followed, each folder once.
 
     Raises:
-        UserError: a path is not there, matches nothing, is of unknown kind or comes twice, or two files would give the
+        UserError: a path is not there, matches nothing, is of unknown kind or given twice, or two files would give the
             same ids.
     """
     counts = counts if counts is not None else Counts()
@@ -136,37 +141,80 @@ def read_documents(
 
 
 def _sources_of(given: str, counts: Counts) -> list[Source]:
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))  # noqa: PTH111 - pathlib's own fails on a file called ~x
     if path.is_dir():
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return _dataset_sources(path)
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
-        base, what = path, "holds"
+        base, what, files = path, "holds", _files_below(path)
     elif path.is_file():
         if kind_of(path) is None:
             raise UserError(f"{given}: unknown kind {_suffixes(path)!r}; what is read: {_KNOWN}")
         return [Source(path, _printable(path.name))]
+    elif path.exists():
+        raise UserError(f"{given}: a pipe or device; documents are read more than once: save it as a file")
+    elif path.is_symlink():
+        raise UserError(f"{given}: a link to {path.readlink()}, which is not there; mend the link")
     elif glob.has_magic(given):
         base, what = _fixed_part(path), "matches"
-        matches = (file for file in base.glob(str(path.relative_to(base))) if file.is_file())
-        files = sorted(file for file in matches if not _is_hidden(file.relative_to(base)))
+        files = _matching(base, path.relative_to(base))
     else:
         raise UserError(f"{given}: no such file or folder; what is read: {_KNOWN}")
-    known = [file for file in files if kind_of(file) and file.name not in _DATASET_FILES]
-    counts.ignored_files += len(files) - len(known)
-    if not known:
+    found: dict[Path, Path] = {}
+    for file in sorted(files, key=lambda file: (file.is_symlink(), file)):
+        if kind_of(file) and file.name not in _DATASET_FILES and file.is_file():
+            found.setdefault(file.resolve(), file)
+    counts.ignored_files += len(files) - len(found)
+    if not found:
         raise UserError(f"{given}: {what} no file to read ({len(files)} of other kinds); what is read: {_KNOWN}")
-    return [Source(file, _printable(file.relative_to(base).as_posix())) for file in known]
+    return [Source(file, _printable(file.relative_to(base).as_posix())) for file in sorted(found.values())]
+
+
+def _files_below(top: Path) -> list[Path]:
+    """What is in a folder and the folders below, hidden ones aside; links to folders are followed after all others.
+
+    A link to a folder that was gone through, or to one above, stands in the list itself.
+    """
+    starts, seen, found = [top], set[Path](), list[Path]()
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for start in starts:
+        with reading(start, OSError):
+            for place, folders, files in os.walk(start, onerror=fail):
+                here = Path(place)
+                folder = here.resolve()
+                if folder in seen or (here != top and top.resolve().is_relative_to(folder)):
+                    folders.clear()
+                    found.append(here)
+                    continue
+                seen.add(folder)
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                starts += [here / name for name in folders if (here / name).is_symlink()]
+                found += [here / name for name in files if not name.startswith(".")]
+    return found
+
+
+def _matching(base: Path, pattern: Path) -> list[Path]:
+    if "**" in pattern.parts:
+        files = _files_below(base) if base.is_dir() else []
+        return [file for file in files if _matches(file.relative_to(base).parts, pattern.parts)]
+    files = [file for file in base.glob(str(pattern)) if not file.is_dir()]
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(base).parts)]
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _dataset_sources(folder: Path) -> list[Source]:
     from megatron_longpo.data import arrow
 
     return [Source(file.path, _printable(file.path.name)) for file in arrow.find_files([folder])]
-
-
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
 
 
 def _suffixes(path: Path) -> str:

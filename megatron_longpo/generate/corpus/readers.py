@@ -1,4 +1,4 @@
-"""Files as rows of text: whole files, JSON lines, Arrow and parquet; gzip, zstd; one row in memory at a time."""
+"""Files as rows of text: whole files, JSON lines, Arrow and parquet, compressed or not; one row in memory at a time."""
 
 import gzip
 import io
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from megatron_longpo.errors import UserError, import_optional
+from megatron_longpo.errors import UserError, import_optional, one_line
 from megatron_longpo.files import reading
 
 Kind = Literal["text", "rows", "arrow"]
@@ -28,7 +28,8 @@ CODE_SUFFIXES = frozenset({
 ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 ARROW_SUFFIXES = frozenset({".arrow", ".parquet"})
 TEXT_SUFFIXES = PROSE_SUFFIXES | MARKDOWN_SUFFIXES | LATEX_SUFFIXES | CODE_SUFFIXES
-COMPRESSED = (".gz", ".zst")
+_ARROW_CODECS = {".bz2": "bz2", ".zst": "zstd"}
+COMPRESSED = (".gz", *_ARROW_CODECS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ def read_rows(path: Path, text_field: str) -> Iterator[Row]:
     A null text is an empty one. Blank lines between JSON lines are passed over.
 
     Raises:
-        UserError: the file is missing or damaged, is not UTF-8, or a row has no text of that name; zstandard or
-            pyarrow is needed and not installed.
+        UserError: the file is missing, damaged or cut off, is not UTF-8, or a row has no text of that name; pyarrow is
+            needed and not installed.
     """
     match kind_of(path):
         case "arrow":
@@ -114,7 +115,10 @@ def _table_rows(path: Path, text_field: str) -> Iterator[Row]:
         raise _no_field(str(path), "column", text_field, list(file.columns))
     columns = [text_field] + (["id"] if "id" in file.columns and text_field != "id" else [])
     for number, (where, scalars) in enumerate(arrow.read_rows(file, columns)):
-        fields = {name: scalar.as_py() for name, scalar in scalars.items()}
+        try:
+            fields = {name: scalar.as_py() for name, scalar in scalars.items()}
+        except ValueError as error:  # of UTF-8, or a date that Python has no room for
+            raise UserError(f"{where}: cannot be read ({one_line(error)}); repair or drop the row") from error
         yield Row(where, number, *_text_and_id(fields, text_field, where))
 
 
@@ -150,6 +154,9 @@ def _lone_surrogate(text: str) -> int | None:
 
 def _text(content: bytes, where: str, offset: int) -> str:
     """Decode; ``offset`` is where ``content`` begins in its file, in bytes (after decompression)."""
+    # UTF-16 of plain letters is UTF-8, too, and every other byte is 0.
+    if (nul := content.find(b"\0")) >= 0:
+        raise UserError(f"{where}: byte {offset + nul} of the file is 0, so it is UTF-16 or no text; save it as UTF-8")
     try:
         return content.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -164,55 +171,17 @@ def _open(path: Path) -> Generator[BinaryIO]:
     with _readable(path):
         file = path.open("rb")
     with file:
-        match path.suffix.lower():
-            case ".gz":
-                yield cast(BinaryIO, gzip.GzipFile(fileobj=file))
-            case ".zst":
-                yield cast(BinaryIO, io.BufferedReader(_ZstdReader(file), 1 << 17))
-            case _:
-                yield file
-
-
-class _ZstdReader(io.RawIOBase):
-    """Decompressed bytes of one or more frames; zstandard's own stream ends silently where a file was cut off."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        purpose = f"{file.name}: .zst files are read with zstandard, which cannot be imported"
-        zstandard = import_optional("zstandard", purpose, extra="generate")
-        self._file = file
-        self._new_frame = zstandard.ZstdDecompressor().decompressobj
-        self._frame = self._new_frame()
-        self._between_frames = True
-        self._ready = memoryview(b"")
-        self._error = zstandard.ZstdError
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            if not self._fill():
-                return 0
-        size = min(len(buffer), len(self._ready))
-        buffer[:size] = self._ready[:size]
-        self._ready = self._ready[size:]
-        return size
-
-    def _fill(self) -> bool:
-        left_over = self._frame.unused_data if self._frame.eof else b""
-        if self._frame.eof:
-            self._frame, self._between_frames = self._new_frame(), True
-        read = left_over or self._file.read(1 << 16)
-        if not read and self._between_frames:
-            return False
-        if not read:
-            raise EOFError("the file ends inside a frame")
-        try:
-            self._ready = memoryview(self._frame.decompress(read))
-        except self._error as error:
-            raise OSError(str(error)) from error
-        self._between_frames = False
-        return True
+        suffix = path.suffix.lower()
+        if suffix == ".gz":
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=file))
+        elif codec := _ARROW_CODECS.get(suffix):
+            # pyarrow's stream goes through all frames and fails on a file that was cut off; zstandard's ends silently.
+            purpose = f"{path}: {suffix} files are read with pyarrow, which cannot be imported"
+            arrow = import_optional("pyarrow", purpose, extra="generate")
+            stream = arrow.CompressedInputStream(arrow.PythonFile(file, "r"), codec)
+            yield cast(BinaryIO, io.BufferedReader(stream, 1 << 17))
+        else:
+            yield file
 
 
 def _readable(path: Path) -> AbstractContextManager[None]:

@@ -1,17 +1,22 @@
 """Documents from every kind of file; each wrong input is one line that says where."""
 
+import bz2
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.corpus.documents import Counts, Document, find_sources, read_documents
+
+
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 def read(*paths: Path | str, **options: Any) -> list[Document]:
@@ -39,8 +44,7 @@ def test_a_folder_of_everything(tmp_path: Path) -> None:
     (tmp_path / "deep" / ".hidden").mkdir(parents=True)
     (tmp_path / "deep" / "a.TXT").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
     (tmp_path / "deep" / "b.md.gz").write_bytes(gzip.compress(b"# Title\n") + gzip.compress(b"text"))
-    frame = zstandard.ZstdCompressor().compress
-    (tmp_path / "c.tex.zst").write_bytes(frame(b"la") + frame(b"tex" * 100_000))
+    (tmp_path / "c.tex.zst").write_bytes(zstd(b"la") + zstd(b"tex" * 100_000))
     (tmp_path / "d.jsonl").write_text(
         '{"text": "first", "id": "own"}\n\n{"text": null}\n{"text": " \\n"}\n{"text": "x"}'
     )
@@ -105,8 +109,24 @@ def test_names_that_cannot_be_printed_become_ids_that_can(tmp_path: Path) -> Non
         ("a.txt.gz", gzip.compress(b"text" * 1000, mtime=0)[:-9], "a.txt.gz: cannot be read (EOFError"),
         ("a.txt.gz", b"no gzip", "a.txt.gz: cannot be read (BadGzipFile"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:40], "a.jsonl.gz: cannot be read (EOFError"),
-        ("a.txt.zst", zstandard.ZstdCompressor().compress(b"text" * 1000)[:-3], "a.txt.zst: cannot be read (EOFError"),
+        ("a.txt.gz", gzip.compress(b"text") + b"more", "a.txt.gz: cannot be read (BadGzipFile"),
+        ("a.txt.zst", zstd(b"text" * 1000)[:-3], "a.txt.zst: cannot be read (OSError: Truncated"),
+        ("a.txt.zst", zstd(b"text") + zstd(b"more")[:5], "a.txt.zst: cannot be read (OSError: Truncated"),
+        ("a.jsonl.zst", zstd(b'{"text": "x"}\n' * 99)[:20], "a.jsonl.zst: cannot be read (OSError: Truncated"),
         ("a.txt.zst", b"no zstd at all", "a.txt.zst: cannot be read (OSError"),
+        ("a.txt.zst", zstd(b"text") + b"more", "a.txt.zst: cannot be read (OSError"),
+        ("a.txt.bz2", bz2.compress(b"text" * 1000)[:-3], "a.txt.bz2: cannot be read (OSError: Truncated"),
+        ("a.txt.bz2", b"no bz2", "a.txt.bz2: cannot be read (OSError"),
+        ("a.txt", "text".encode("utf-16"), "a.txt: byte 3 of the file is 0, so it is UTF-16 or no text"),
+        ("a.txt", "\u4e2d\u6587".encode("utf-16"), "a.txt: not UTF-8 (byte 0 of the file is 0xff)"),
+        ("a.txt", b"text\n\0", "a.txt: byte 5 of the file is 0"),
+        ("a.jsonl", '{"text": "x"}\n'.encode("utf-16-le"), "a.jsonl:1: byte 1 of the file is 0, so it is UTF-16"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"\0" * 9, "a.jsonl:2: byte 14 of the file is 0"),
+        ("a.jsonl", b'{"text": NaN}\n', "a.jsonl:1: 'text' is of type float"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", "a.jsonl:1: no JSON"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: no JSON"),
+        ("a.jsonl", b'{"\\ud800": "x"}\n', "a.jsonl:1: no field 'text'; there is '\\ud800'"),
+        ("a.jsonl", b'{"text": "x", "id": "\\ud800"}\n', "a.jsonl:1: id '\\ud800' cannot be used"),
         ("a.parquet", b"PAR1 no PAR1", "a.parquet: cannot be read (ArrowInvalid"),
         ("a.pdf", b"%PDF", "a.pdf: unknown kind '.pdf'; what is read: text"),
         ("a.tar.gz", b"", "a.tar.gz: unknown kind '.tar.gz'"),
@@ -116,6 +136,99 @@ def test_names_that_cannot_be_printed_become_ids_that_can(tmp_path: Path) -> Non
 def test_bad_files(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert refusal(tmp_path / name).startswith(f"{tmp_path}/{said}")
+
+
+def test_what_else_a_row_may_hold(tmp_path: Path) -> None:
+    """Fields that are not read are not judged; a NUL that JSON spells out is a character like others."""
+    (tmp_path / "a.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"text": "one", "score": NaN, "id": 7, "other": "\\ud800"}\r\n{"text": "t\\u0000wo\\r\\n"}'
+    )
+    assert [(item.id, item.text) for item in read(tmp_path)] == [("a.jsonl#1", "one"), ("a.jsonl#2", "t\0wo\n")]
+
+
+def test_a_table_whose_text_is_no_utf8(tmp_path: Path) -> None:
+    broken = pyarrow.array([b"fine", b"\xff"], pyarrow.binary()).view(pyarrow.string())
+    table = write_table(tmp_path / "a.parquet", {"text": broken})
+    assert refusal(table).startswith(f"{table}: row 1: cannot be read (UnicodeDecodeError")
+
+
+def test_empty_files_are_empty_documents(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md.gz", "c.txt.zst", "d.txt.bz2", "e.jsonl", "f.jsonl.zst"):
+        (tmp_path / name).touch()
+    (tmp_path / "g.txt").write_bytes(b"\xef\xbb\xbf")
+    (tmp_path / "h.txt").write_text("text")
+    counts = Counts()
+    assert [item.id for item in read_documents(find_sources([str(tmp_path)]), counts=counts)] == ["h.txt"]
+    assert counts.empty == 5  # lines of JSON are none
+
+
+def names(*paths: Path | str) -> tuple[list[str], int]:
+    """The names of what is found, and how much is not read."""
+    counts = Counts()
+    return [source.name for source in find_sources([str(path) for path in paths], counts)], counts.ignored_files
+
+
+def make(folder: Path, *files: str) -> Path:
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/**/*.txt"])
+def test_linked_folders_are_followed_once(tmp_path: Path, pattern: str) -> None:
+    make(tmp_path, "docs/a/one.txt", "docs/z/two.txt", "docs/z/deep/three.txt", "far/four.txt", "far/.git/five.txt")
+    docs = tmp_path / "docs"
+    (docs / "a" / "far").symlink_to("../../far")
+    (docs / "b").symlink_to("z/deep")  # a name that comes before the folder's own
+    (docs / "z" / "again").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(docs)
+    (docs / "up").symlink_to("..")
+    (docs / "self").symlink_to(".")
+    (docs / "loop").symlink_to("loop")
+    found, ignored = names(f"{docs}{pattern}")
+    assert found == ["a/far/four.txt", "a/one.txt", "z/deep/three.txt", "z/two.txt"]
+    assert ignored == (0 if "txt" in pattern else 6)
+    (tmp_path / "link").symlink_to(docs)
+    assert names(f"{tmp_path}/link{pattern}")[0] == found
+
+
+def test_globs_go_through_links_and_leave_hidden_files(tmp_path: Path) -> None:
+    make(tmp_path, "docs/a/one.txt", "docs/a/.two.txt", "docs/.b/three.txt", "docs/.b/c/four.txt", "far/five.md")
+    (tmp_path / "docs" / "far").symlink_to("../far")
+    assert names(f"{tmp_path}/docs/*/*") == (["a/one.txt", "far/five.md"], 0)
+    assert names(f"{tmp_path}/docs/**/[!f]*.*") == (["a/one.txt"], 0)
+    assert names(f"{tmp_path}/docs/.b/**/*.txt") == (["c/four.txt", "three.txt"], 0)
+    assert names(f"{tmp_path}/docs/**/a/**/*.txt") == (["a/one.txt"], 0)
+
+
+def test_what_is_no_file_is_counted_in_a_folder_and_refused_by_name(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "~b.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "broken.txt").symlink_to("nowhere.txt")
+    (tmp_path / "device.txt").symlink_to("/dev/null")
+    (tmp_path / "same.txt").symlink_to("a.txt")
+    (tmp_path / "0.txt").symlink_to("a.txt")
+    for path in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**"):
+        assert names(path) == (["a.txt", "~b.txt"], 5)
+    for name in ("pipe", "device"):
+        assert refusal(tmp_path / f"{name}.txt").startswith(f"{tmp_path}/{name}.txt: a pipe or device")
+    assert refusal(tmp_path / "broken.txt").startswith(f"{tmp_path}/broken.txt: a link to nowhere.txt, which is not")
+
+
+def test_a_name_that_begins_like_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make(tmp_path, "~draft.txt"))
+    assert names("~draft.txt") == (["~draft.txt"], 0)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    for name in (b"a\xff.txt", b"b\xff/c.jsonl", b"d\xff.txt.zst"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(zstd(b"x") if name.endswith(b"zst") else b'{"text": "x"}')
+    assert [item.id for item in read(tmp_path)] == ["a?.txt", "b?/c.jsonl#1", "d?.txt.zst"]
+    (tmp_path / "a\udcfe.txt").touch()
+    assert "would both be called 'a?.txt'" in refusal(tmp_path)
 
 
 def test_bad_paths(tmp_path: Path) -> None:
