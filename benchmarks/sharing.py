@@ -23,9 +23,9 @@ from torch.distributed import ProcessGroup
 
 from benchmarks.common import on_ranks, platform, write_result
 from benchmarks.small_mistral import VOCAB_SIZE, loss_of, random_ids, random_mistral, random_pair, shared_pass
-from megatron_longpo.model.attention import PairAttention, PairParams
+from megatron_longpo.model.attention import TreeAttention, TreeParams
 from megatron_longpo.model.forward import HeadContext, _logprob_head
-from megatron_longpo.model.targets import PairLogps, Targets, pair_logps
+from megatron_longpo.model.targets import Targets, TreeLogps, tree_logps
 from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
 
 
@@ -113,7 +113,7 @@ class _RingAttention(torch.autograd.Function):
 
 def shared(model: GPTModel, trunk: int, branch: int) -> Tensor:
     """The product's loss."""
-    _set_attention(model, lambda attention: PairAttention(model.config, 1, attention.attn_mask_type, "self"))
+    _set_attention(model, lambda attention: TreeAttention(model.config, 1, attention.attn_mask_type, "self"))
     return shared_pass(model, random_pair(trunk, branch))
 
 
@@ -122,30 +122,32 @@ def two_passes(model: GPTModel, trunk: int, branch: int, group: ProcessGroup) ->
     _set_attention(model, lambda _: CausalAttention(group))
     trunk_T, *branches = random_ids(trunk, branch)
     chosen, rejected = (_sequence_logps(model, torch.cat((trunk_T, ids)), trunk, group) for ids in branches)
-    return loss_of(chosen.chosen_K.sum(), rejected.chosen_K.sum(), chosen.nll)
+    return loss_of(chosen.logp_BK[0], rejected.logp_BK[0], chosen.nll / chosen.num_in_nll)
 
 
-def _sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGroup) -> PairLogps:
+def _sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGroup) -> TreeLogps:
     """Of one ordinary sequence: the response is what follows the branch's first token."""
     padded = len(ids) + -len(ids) % (2 * group.size())
     rows = torch.arange(len(ids) - 1)
-    targets = Targets(rows, ids[1:], torch.where(rows >= trunk, 0, 2), torch.ones_like(rows) > 0, 1, len(rows))
+    num_response = torch.tensor([[len(ids) - 1 - trunk]])
+    segments, in_nll = torch.where(rows >= trunk, 0, 1), torch.ones_like(rows) > 0
+    targets = Targets(rows, ids[1:], segments, in_nll, num_response, len(rows))
     chunks = torch.arange(padded).chunk(2 * group.size())
     own = torch.cat((chunks[group.rank()], chunks[-1 - group.rank()])) if group.size() > 1 else torch.arange(padded)
-    targets = targets.of_share(own, padded).to(torch.cuda.current_device())
+    targets = targets.on_rank(own, padded).to(torch.cuda.current_device())
     device = torch.cuda.current_device()
     tokens = nn.functional.pad(ids, (0, padded - len(ids)))[own].to(device)
     logp = model(
         input_ids=tokens[None],
         position_ids=own[None].to(device),
         attention_mask=None,
-        packed_seq_params=PairParams(qkv_format="sbhd", positions_L=own.to(device)),
+        packed_seq_params=TreeParams(qkv_format="sbhd", positions_L=own.to(device)),
         output_processor=_logprob_head,
         output_processor_context=HeadContext(
             targets.rows_N, targets.labels_N, VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group()
         ),
     )
-    return pair_logps(logp, [targets], group)[0]
+    return tree_logps(logp, [targets], group)[0]
 
 
 def _set_attention(model: GPTModel, make: Callable[[Any], nn.Module]) -> None:

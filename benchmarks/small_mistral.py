@@ -6,12 +6,14 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from benchmarks.common import platform
+from megatron_longpo.data.trees import Answer
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import PackInput, forward_pack, pack, pair_input
+from megatron_longpo.model.forward import PackInput, forward_pack, pack, tree_input
 from megatron_longpo.model.rope_parameters import RopeParameters
-from megatron_longpo.model.targets import pair_logps
-from megatron_longpo.objective.longpo import Objective, margin_by_turn, pair_loss
+from megatron_longpo.model.targets import tree_logps
+from megatron_longpo.objective.objectives import OBJECTIVES
+from megatron_longpo.objective.preferences import AnswerLogps, Policy, Reference
 
 VOCAB_SIZE = 8192
 OPTIONS = megatron_options(
@@ -28,7 +30,8 @@ OPTIONS = megatron_options(
         "max_position_embeddings": 131072,
     }
 )
-OBJECTIVE = Objective(beta=0.5, pref_coef=1.0)
+OBJECTIVE = OBJECTIVES["longpo"]
+COEFFICIENTS = OBJECTIVE.coefficients({"beta": 0.5, "pref_coef": 1.0})
 REFERENCE = -1000.0
 """Any number: what matters is that all sides subtract the same."""
 
@@ -51,24 +54,33 @@ def random_ids(trunk: int, branch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def random_pair(trunk: int, branch: int) -> PackInput:
-    """This context-parallel rank's share of a pair with one response of branch - 1 tokens on each side."""
-    spans = torch.tensor([[1, branch]])
+    """What this context-parallel rank holds of a pair with one response of branch - 1 tokens on each side."""
+    return tree(random_ids(trunk, branch), ("chosen", "rejected"))
+
+
+def tree(ids: tuple[Tensor, Tensor, Tensor], answers: tuple[str, ...]) -> PackInput:
+    """What this rank holds of the tree of those answers."""
+    conversation = dict(zip(("trunk", "chosen", "rejected"), ids, strict=True))
+    conversation |= {f"{name}_spans": torch.tensor([[1, len(conversation[name])]]) for name in ("chosen", "rejected")}
     group = parallel_state.get_context_parallel_group()
-    pair = pair_input(
-        *random_ids(trunk, branch), spans, spans, nll_over_all=True, cp_rank=group.rank(), cp_size=group.size()
-    )
-    return pack([pair]).to(torch.cuda.current_device())
+    one = tree_input(conversation, answers, nll_tokens="all", cp_rank=group.rank(), cp_size=group.size())
+    return pack([one]).to(torch.cuda.current_device())
 
 
 def shared_pass(model: GPTModel, batch: PackInput, keep_attention: bool = False) -> Tensor:
     """The product's step: loss of one pair."""
     tp_group = parallel_state.get_tensor_model_parallel_group()
     logp = forward_pack(model, batch, VOCAB_SIZE, tp_group, keep_attention)
-    (policy,) = pair_logps(logp, batch.targets, parallel_state.get_context_parallel_group())
-    return loss_of(policy.chosen_K.sum(), policy.rejected_K.sum(), policy.nll)
+    (policy,) = tree_logps(logp, batch.targets, parallel_state.get_context_parallel_group())
+    chosen, rejected = policy.logp_BK
+    return loss_of(chosen, rejected, policy.nll / policy.num_in_nll)
 
 
-def loss_of(chosen: Tensor, rejected: Tensor, nll: Tensor) -> Tensor:
-    """From the policy's sums, nats."""
-    reference = torch.full_like(chosen, REFERENCE)
-    return pair_loss(margin_by_turn(chosen, rejected, reference, reference), nll, OBJECTIVE).loss
+def loss_of(chosen_K: Tensor, rejected_K: Tensor, nll: Tensor) -> Tensor:
+    """From the policy's sums, nats; nll in nats per token."""
+    given: dict[Answer, Tensor] = {"chosen": chosen_K, "rejected": rejected_K}
+    policy: Policy = {
+        ("long", answer): AnswerLogps(logp_K, torch.ones_like(logp_K)) for answer, logp_K in given.items()
+    }
+    reference: Reference = {("short", answer): torch.full_like(logp_K, REFERENCE) for answer, logp_K in given.items()}
+    return OBJECTIVE.loss(policy, reference, nll, COEFFICIENTS)[0]

@@ -15,6 +15,7 @@ from megatron_longpo.batches import microbatch_multiple, num_data_parallel_ranks
 from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.packing import BatchPlan
+from megatron_longpo.data.trees import TreeLengths, tree_lengths
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
@@ -22,9 +23,9 @@ from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
 from megatron_longpo.hf.sidecar import check_tokenizer, read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape
 from megatron_longpo.model.rope_parameters import RopeParameters
-from megatron_longpo.objective.longpo import OBJECTIVES, Objective
-from megatron_longpo.reference.cache import ReferenceCache
-from megatron_longpo.reference.options import OnlineSettings, add_reference_options, open_reference
+from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, Objective, default_text, option_name
+from megatron_longpo.objective.preferences import Coefficients
+from megatron_longpo.reference.options import OnlineSettings, References, add_reference_options, open_reference
 from megatron_longpo.step import StepSettings
 from megatron_longpo.step_metrics import length_buckets
 from megatron_longpo.validate_options import (
@@ -41,8 +42,9 @@ class LongPOSettings:
     """Our own options, validated."""
 
     reader: PairReader
-    reference: ReferenceCache | OnlineSettings | None
-    """None for an objective that has no reference."""
+    reference: References
+    trees: TreeLengths
+    """What the objective reads of the policy, for every pair."""
     order: PairOrder
     plan: BatchPlan
     held_out: range
@@ -75,15 +77,17 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     reader = PairReader(Path(args.longpo_data))
     check_lengths(args, reader.manifest)
     check_tokenizer("the dataset", reader.manifest, read_identity(source), source)
-    reference = open_reference(args, reader.manifest, source)
+    objective = OBJECTIVES[args.longpo_objective]
+    coefficients = objective.coefficients({name: getattr(args, f"longpo_{name}") for name in OPTIONS})
+    reference = open_reference(args, objective, reader.manifest, source)
     if isinstance(reference, OnlineSettings):
         identity = read_identity(reference.checkpoint)
         check_tokenizer("the dataset", reader.manifest, identity, reference.checkpoint)
     _choose_load(args, source)
-    lengths_P3 = reader.long_lengths()
+    trees = tree_lengths(reader, objective.reads)
     train, held_out, _ = split_pairs(len(reader), args.split)
     order = PairOrder(train, args.seed)
-    plan = plan_batches(args, order, lengths_P3)
+    plan = plan_batches(args, order, trees)
     try:
         validate_args(args)
     except AssertionError as error:
@@ -94,11 +98,12 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     return args, LongPOSettings(
         reader=reader,
         reference=reference,
+        trees=trees,
         order=order,
         plan=plan,
         held_out=held_out,
         shape=_model_shape(args, rope),
-        step=_step_settings(args, reader.max_turns, length_buckets(lengths_P3[:, 0].tolist())),
+        step=_step_settings(args, objective, coefficients, reader),
         rmsprop_alpha=args.longpo_rmsprop_alpha,
         metrics=Path(args.longpo_metrics) if args.longpo_metrics else None,
         source=source,
@@ -109,24 +114,22 @@ def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add our group and the defaults that follow from the dataset, the checkpoint and the platform."""
     group = parser.add_argument_group("LongPO")
     group.add_argument("--longpo-data", metavar="PREFIX", help="dataset that `megatron-longpo build` wrote")
-    add_reference_options(group)
+    add_reference_options(group.add_argument)
     group.add_argument(
         "--longpo-objective",
         choices=OBJECTIVES,
         default="longpo",
-        help="the preference term; dpo's reference reads the long context, sft has no preference and no reference",
+        metavar="NAME",
+        help=f"what is trained (default: longpo): {', '.join(OBJECTIVES)}; see docs/objectives.md",
     )
-    group.add_argument("--longpo-beta", type=float, default=0.01, help="inverse temperature of the margin")
-    group.add_argument("--longpo-pref-coef", type=float, default=0.01, help="weight of the preference term")
-    group.add_argument("--longpo-nll-coef", type=float, default=1.0, help="weight of the NLL term")
-    group.add_argument(
-        "--longpo-label-smoothing", type=float, default=0.0, help="probability that the preferred answer is the worse"
-    )
+    for name, option in OPTIONS.items():
+        text = f"{option.help} (default: {default_text(name)})"
+        group.add_argument(option_name(name), type=float, metavar="X", help=text)
     group.add_argument(
         "--longpo-nll-tokens",
         choices=("all", "response"),
         default="all",
-        help="NLL over every predicted token of trunk + chosen branch, or over chosen response tokens only",
+        help="NLL over every predicted token of trunk + first branch, or over that branch's response tokens only",
     )
     group.add_argument(
         "--longpo-recompute",
@@ -256,21 +259,19 @@ def _choose_load(args: argparse.Namespace, source: Path) -> None:
         args.load = args.save
 
 
-def _step_settings(args: argparse.Namespace, max_turns: int, buckets: tuple[int, ...]) -> StepSettings:
+def _step_settings(
+    args: argparse.Namespace, objective: Objective, coefficients: Coefficients, reader: PairReader
+) -> StepSettings:
+    lengths_C3, _, is_long_C = reader.all_lengths()
     return StepSettings(
-        max_turns=max_turns,
-        length_buckets=buckets,
+        max_turns=reader.max_turns,
+        length_buckets=length_buckets(lengths_C3[is_long_C, 0].tolist()),
         vocab_size=args.vocab_size,
         sequence_multiple=_sequence_multiple(args),
         keep_attention=args.longpo_recompute == "keep-attention",
-        objective=Objective(
-            name=args.longpo_objective,
-            beta=args.longpo_beta,
-            pref_coef=args.longpo_pref_coef,
-            nll_coef=args.longpo_nll_coef,
-            label_smoothing=args.longpo_label_smoothing,
-        ),
-        nll_over_all=args.longpo_nll_tokens == "all",
+        objective=objective,
+        coefficients=coefficients,
+        nll_tokens=args.longpo_nll_tokens,
         check_finite=args.check_for_nan_in_loss_and_grad,
     )
 

@@ -7,24 +7,23 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from megatron.training.dist_signal_handler import DistributedSignalHandler
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_longpo.data.dataset import PairOrder
 from megatron_longpo.data.packing import BatchPlan
-from megatron_longpo.model.flops import pair_flops
+from megatron_longpo.data.trees import TreeLengths
+from megatron_longpo.model.flops import tree_flops
 
 
-def plan_batches(args: argparse.Namespace, order: PairOrder, lengths_P3: NDArray[np.int64]) -> BatchPlan:
+def plan_batches(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> BatchPlan:
     """How the pairs of every step are dealt out; sets the micro-batch size that Megatron derives their number from."""
     num_ranks = num_data_parallel_ranks(args)
     plan = BatchPlan(
         pair_of_sample=order,
-        tokens=lengths_P3.sum(1),
-        work=pair_flops(vars(args), lengths_P3),
+        tokens=trees.tokens,
+        work=trees.sum_by_pair(tree_flops(vars(args), trees.lengths_T3)),
         global_batch_size=args.global_batch_size,
         num_ranks=num_ranks,
         max_tokens=args.longpo_tokens_per_microbatch,

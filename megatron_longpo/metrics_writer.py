@@ -17,15 +17,18 @@ NAMES = (
     "loss",
     "nll",
     "preference_loss",
+    "constraint",
     "margin",
     "accuracy",
     "policy_chosen_logp",
     "policy_rejected_logp",
+    "policy_long_chosen_logp",
     "reference_chosen_logp",
     "reference_rejected_logp",
+    "reference_long_chosen_logp",
 )
-"""Means over the pairs of the global batch; log-probs and margin in nats, nll in nats per token. Without a reference
-(sft) those that need one are left out."""
+"""Means over the pairs of the global batch; log-probs and margin in nats, nll in nats per token (simpo's margin too;
+orpo's is a difference of log odds). What an objective does not have is left out."""
 
 VALIDATION = " validation"
 

@@ -15,8 +15,7 @@ from megatron_longpo.arguments import LongPOSettings
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.hf.sidecar import read_identity
 from megatron_longpo.hf.training_record import Settings
-from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING, Objective
-from megatron_longpo.reference.cache import ReferenceCache
+from megatron_longpo.reference.options import OnlineSettings
 
 
 def recipe_settings(args: argparse.Namespace, settings: LongPOSettings) -> Settings:
@@ -26,8 +25,10 @@ def recipe_settings(args: argparse.Namespace, settings: LongPOSettings) -> Setti
         args: Megatron's, after validation.
         settings: ours.
     """
+    objective = settings.step.objective
     sections = {
-        "objective": _objective(settings.step.objective) | {"nll_tokens": args.longpo_nll_tokens},
+        "method": {"description": objective.description, "tags": [*objective.tags, "long-context"]},
+        "objective": objective.settings(settings.step.coefficients) | {"nll_tokens": args.longpo_nll_tokens},
         "reference": _reference(settings),
         "model": _model(args, settings),
         "optimizer": _optimizer(args),
@@ -42,29 +43,16 @@ def recipe_settings(args: argparse.Namespace, settings: LongPOSettings) -> Setti
     return {section: values for section, values in known.items() if values}
 
 
-def _objective(objective: Objective) -> dict[str, Any]:
-    values: dict[str, Any] = {"name": objective.name, "nll_coef": objective.nll_coef}
-    if objective.name != "sft":
-        values |= {"pref_coef": objective.pref_coef, "beta": objective.beta}
-    if objective.name in WITH_LABEL_SMOOTHING:
-        values["label_smoothing"] = objective.label_smoothing
-    return values
-
-
 def _reference(settings: LongPOSettings) -> dict[str, Any]:
-    reference = settings.reference
-    if reference is None:
-        return {}
-    if isinstance(reference, ReferenceCache):
-        scored = reference.manifest
-        rope, weights, dtype = scored.rope, scored.weights_sha256, scored.dtype
-        return {"context": scored.context, "rope": rope.as_dict(), "dtype": dtype, "weights_sha256": weights}
-    identity = read_identity(reference.checkpoint)
-    return {
-        "context": reference.context,
-        "rope": identity.rope.as_dict(),
-        "weights_sha256": identity.weights_sha256,
-    }
+    contexts = "+".join(kind.context for kind in settings.step.objective.reference)
+    if isinstance(settings.reference, OnlineSettings):
+        identity = read_identity(settings.reference.checkpoint)
+        return {"context": contexts, "rope": identity.rope.as_dict(), "weights_sha256": identity.weights_sha256}
+    for cache in settings.reference.values():  # all of one model, or opening them would have been refused
+        scored = cache.manifest
+        weights = scored.weights_sha256
+        return {"context": contexts, "rope": scored.rope.as_dict(), "dtype": scored.dtype, "weights_sha256": weights}
+    return {}
 
 
 def _model(args: argparse.Namespace, settings: LongPOSettings) -> dict[str, Any]:

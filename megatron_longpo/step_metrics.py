@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_longpo.model.layout import PackLayout
-from megatron_longpo.objective.longpo import PairLoss
+from megatron_longpo.model.layout import TreeLayout
+from megatron_longpo.objective.preferences import Policy, Reference
+from megatron_longpo.objective.terms import Terms
 
 TOKEN_KINDS = ("trunk", "branches", "padding")
 """Of these the mean per pair is reported."""
@@ -27,28 +28,49 @@ Breakdowns = dict[str, dict[str, dict[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """What a step computed for one pair; K = its turns, log-probs in nats."""
+    """What a step computed for one pair."""
 
-    result: PairLoss
+    loss: Tensor
     nll: Tensor
     """Nats per token."""
-    margin_K: Tensor | None
-    """None without a reference."""
-    logp_K: dict[str, Tensor]
-    """policy_chosen_logp and policy_rejected_logp, and the same of the reference if there is one, by turn."""
+    terms: Terms
+    policy: Policy
+    reference: Reference
+    layouts: Sequence[TreeLayout]
+    """The pair's trees, the long one first."""
+
+    def logp_K(self) -> dict[str, Tensor]:
+        """Log-probs of each turn by name: ``policy_chosen_logp`` and so on, nats.
+
+        An answer that is read on both contexts has one more name, ``policy_long_chosen_logp``; the plain one is short.
+        """
+        found: dict[str, Tensor] = {}
+        policy_K = {key: logps.logp_K for key, logps in self.policy.items()}
+        for who, of in (("policy", policy_K), ("reference", dict(self.reference))):
+            for (context, answer), logp_K in of.items():
+                on_long = "long_" if context == "long" and ("short", answer) in of else ""
+                found[f"{who}_{on_long}{answer}_logp"] = logp_K
+        return found
 
 
-def reports(
-    pairs: Sequence[PairReport], layout: PackLayout, max_turns: int, length_buckets: Sequence[int]
-) -> dict[str, Tensor]:
-    """The numbers of each pair of a micro-batch, by name: [P, 2] float64, sum and number of terms."""
-    rows = []
-    for pair, its in zip(pairs, layout.pairs, strict=True):
-        tail = layout.tail * its.num_shares if not rows else 0  # the micro-batch's, reported with its first pair
-        tokens = {"trunk": its.trunk, "branches": its.chosen + its.rejected, "padding": its.padding + tail}
+def reports(pairs: Sequence[PairReport], tail: int, max_turns: int, length_buckets: Sequence[int]) -> dict[str, Tensor]:
+    """The numbers of each pair of a micro-batch, by name: [P, 2] float64, sum and number of terms.
+
+    Args:
+        tail: padding at the end of every rank's tokens (PackLayout); it is reported with the first pair.
+    """
+    rows: list[dict[str, Tensor]] = []
+    for pair in pairs:
+        its = pair.layouts
+        padding = sum(tree.padding for tree in its) + (0 if rows else tail * its[0].cp_size)
+        tokens = {
+            "trunk": sum(tree.trunk for tree in its),
+            "branches": sum(sum(tree.branches) for tree in its),
+            "padding": padding,
+        }
         row = _of_pair(pair) | {name_of_tokens(kind): pair.nll.new_tensor(tokens[kind]) for kind in TOKEN_KINDS}
         row = {name: _term(value) for name, value in row.items()}
-        bucket = next(bound for bound in length_buckets if its.trunk <= bound)
+        bucket = next(bound for bound in length_buckets if its[0].trunk <= bound)
         rows.append(row | _by_turn(pair, max_turns) | _by_length(pair, bucket, length_buckets))
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -75,20 +97,19 @@ def take_breakdowns(reported: dict[str, Any]) -> Breakdowns:
 
 def _of_pair(pair: PairReport) -> dict[str, Tensor]:
     return {
-        "loss": pair.result.loss,
+        "loss": pair.loss,
         "nll": pair.nll,
-        **pair.result.reports,
-        **{name: logp_K.sum() for name, logp_K in pair.logp_K.items()},
+        **pair.terms.reports,
+        **{name: logp_K.sum() for name, logp_K in pair.logp_K().items()},
     }
 
 
 def _by_turn(pair: PairReport, max_turns: int) -> dict[str, Tensor]:
-    if pair.margin_K is None:
-        return {}
-    values_K = {"margin": pair.margin_K, "accuracy": (pair.margin_K > 0).double(), **_gaps(pair)}
+    margin_K = pair.terms.margin_K
+    values_K = {} if margin_K is None else {"margin": margin_K, "accuracy": (margin_K > 0).double()}
     return {
         f"by_turn/{turn + 1}/{name}": _term(value_K[turn]) if turn < len(value_K) else value_K.new_zeros(2)
-        for name, value_K in values_K.items()
+        for name, value_K in (values_K | _gaps(pair)).items()
         for turn in range(max_turns)
     }
 
@@ -105,13 +126,12 @@ def _by_length(pair: PairReport, bucket: int, buckets: Sequence[int]) -> dict[st
 
 
 def _gaps(pair: PairReport) -> dict[str, Tensor]:
-    """Policy on the long context minus reference, by turn: what the preference pushes up or down."""
-    logp_K = pair.logp_K
-    if pair.margin_K is None:
-        return {}
+    """Policy minus reference, by turn: what the preference pushes up or down."""
+    logp_K = pair.logp_K()
     return {
-        f"{side}_gap": logp_K[f"policy_{side}_logp"] - logp_K[f"reference_{side}_logp"]
-        for side in ("chosen", "rejected")
+        f"{answer}_gap": logp_K[f"policy_{answer}_logp"] - logp_K[f"reference_{answer}_logp"]
+        for answer in ("chosen", "rejected")
+        if f"policy_{answer}_logp" in logp_K and f"reference_{answer}_logp" in logp_K
     }
 
 

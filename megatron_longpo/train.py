@@ -34,7 +34,7 @@ from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
 from megatron_longpo.metrics_writer import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
-from megatron_longpo.model.flops import tokens_and_squares  # noqa: E402
+from megatron_longpo.model.flops import squared_lengths  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
@@ -105,12 +105,14 @@ def _hold_breakdowns(reported: dict[str, Any]) -> None:
 
 def _count_real_lengths(settings: LongPOSettings) -> None:
     """Let Megatron's FLOPs and throughput count the pairs of a step; it would count ``--seq-length`` for each."""
-    lengths_P3 = settings.reader.long_lengths()
+    tokens_P = settings.trees.tokens
+    squares_P = settings.trees.sum_by_pair(squared_lengths(settings.trees.lengths_T3))
 
     def of_the_last_step() -> tuple[float, float]:
         args = get_args()
         samples = range(args.consumed_train_samples - args.global_batch_size, args.consumed_train_samples)
-        return tokens_and_squares(lengths_P3[[settings.order(sample) for sample in samples]])
+        pairs = [settings.order(sample) for sample in samples]
+        return float(tokens_P[pairs].sum()), float(squares_P[pairs].sum())
 
     training.consume_seqlen_stats_in_iteration = of_the_last_step
 
@@ -131,7 +133,7 @@ def _online_reference(settings: OnlineSettings) -> OnlineReference:
         cp_comm_type=args.cp_comm_type,
         transformer_impl=args.transformer_impl,
     )
-    return OnlineReference(model, settings.context)
+    return OnlineReference(model, settings.reads)
 
 
 def _print_once(message: str) -> None:
@@ -172,9 +174,10 @@ def _batches(
     if args.save and not args.skip_train and args.rank == 0:
         _write_training_record(settings)
     rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    cached, with_short = settings.reference, False
+    cached, reads = settings.reference, settings.step.objective.reads
     if isinstance(cached, OnlineSettings):
-        cached, with_short = None, cached.context == "short"
+        cached, reads = {}, (*reads, *cached.reads)
+    with_short = any(kind.context == "short" for kind in reads)
     train = valid = None
     if not args.skip_train:
         pairs = PairDataset(settings.reader, settings.order, cached, with_short)

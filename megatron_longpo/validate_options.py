@@ -14,7 +14,6 @@ from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.build import check_transformer_impl
 from megatron_longpo.model.exchange import check_exchange
-from megatron_longpo.objective.longpo import WITH_LABEL_SMOOTHING
 from megatron_longpo.optimizer import STATE
 
 CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
@@ -69,10 +68,6 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
             )
     if not args.calculate_per_token_loss:
         raise UserError("the mean over pairs needs --calculate-per-token-loss, which is the default; do not unset it")
-    if args.longpo_beta <= 0 or args.longpo_pref_coef < 0 or args.longpo_nll_coef < 0:
-        raise UserError("--longpo-beta must be above 0, --longpo-pref-coef and --longpo-nll-coef at least 0")
-    if args.longpo_nll_coef == 0 and (args.longpo_pref_coef == 0 or args.longpo_objective == "sft"):
-        raise UserError("--longpo-nll-coef is 0 and so is the preference term: there is nothing to train")
     check_transformer_impl(args.transformer_impl)
     if args.longpo_recompute and args.transformer_impl != "local":
         raise UserError(
@@ -83,13 +78,6 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         raise UserError(
             f"--longpo-recompute {args.longpo_recompute} is full recomputation that keeps attention; remove "
             f"--recompute-granularity {args.recompute_granularity}"
-        )
-    if not 0 <= args.longpo_label_smoothing < 0.5:
-        raise UserError(f"--longpo-label-smoothing {args.longpo_label_smoothing} must be at least 0 and below 0.5")
-    if args.longpo_label_smoothing and args.longpo_objective not in WITH_LABEL_SMOOTHING:
-        raise UserError(
-            f"--longpo-objective {args.longpo_objective} has no label smoothing; remove --longpo-label-smoothing or "
-            f"choose {' or '.join(WITH_LABEL_SMOOTHING)}"
         )
 
 

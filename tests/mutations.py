@@ -25,6 +25,7 @@ COPIED = ("megatron_longpo", "tests", "examples/templates", "pyproject.toml", "L
 
 ATTENTION = "tests/unit/model/test_attention.py"
 LAYOUT = "tests/unit/model/test_layout.py"
+OBJECTIVES = "tests/unit/objective/test_objectives.py"
 LOGPROB = "tests/unit/model/test_logprob.py::test_equals_log_softmax"
 SCALING = "tests/unit/objective/test_scaling.py"
 OPENER = "tests/unit/data/test_opener.py"
@@ -80,7 +81,7 @@ MUTATIONS = (
     Mutation(
         name="start-of-the-branch-lost-in-backward",
         file="megatron_longpo/model/branches.py",
-        old="calls.append((own, before, all_k, all_v, dk, dv, False))",
+        old="calls.append((own, before, k_GBD, v_GBD, dk_GBD, dv_GBD, False))",
         new="pass",
         tests=(ATTENTION,),
     ),
@@ -94,7 +95,7 @@ MUTATIONS = (
     Mutation(
         name="trunk-blocks-merged-without-rescaling",
         file="megatron_longpo/model/trunk.py",
-        old="        out[:, :, queries] *= torch.exp(before - after).unsqueeze(-1)\n",
+        old="        out_HTD[:, :, queries] *= torch.exp(before - after).unsqueeze(-1)\n",
         new="",
         tests=(ATTENTION,),
     ),
@@ -143,15 +144,15 @@ MUTATIONS = (
     Mutation(
         name="branch-positions-shifted",
         file="megatron_longpo/model/layout.py",
-        old="(layout.trunk, layout.chosen),\n        (layout.trunk, layout.rejected),",
-        new="(layout.trunk + 1, layout.chosen),\n        (layout.trunk + 1, layout.rejected),",
+        old="[(layout.trunk, length) for length in layout.branches]",
+        new="[(layout.trunk + 1, length) for length in layout.branches]",
         tests=(STEP + "[one-rank]",),
     ),
     Mutation(
         name="rejected-positions-follow-chosen",
         file="megatron_longpo/model/layout.py",
-        old="(layout.trunk, layout.rejected),",
-        new="(layout.trunk + layout.chosen, layout.rejected),",
+        old="[(layout.trunk, length) for length in layout.branches]",
+        new="[(layout.trunk + i * layout.branches[0], n) for i, n in enumerate(layout.branches)]",
         tests=(LAYOUT,),
     ),
     Mutation(
@@ -164,7 +165,7 @@ MUTATIONS = (
     Mutation(
         name="padding-is-the-trunks-last-label",
         file="megatron_longpo/model/targets.py",
-        old="next_token[layout.trunk - 1] = tokens_S[chosen.start]",
+        old="next_token_S[layout.trunk - 1] = tokens_S[layout.padded_trunk]",
         new="pass",
         tests=(LAYOUT,),
     ),
@@ -234,15 +235,15 @@ MUTATIONS = (
     Mutation(
         name="reference-not-summed-over-cp",
         file="megatron_longpo/reference/frozen.py",
-        old="pair_logps(token_logp_N, batch.targets, cp_group)",
-        new="pair_logps(token_logp_N, batch.targets)",
+        old="tree_logps(token_logp_N, batch.targets, cp_group)",
+        new="tree_logps(token_logp_N, batch.targets)",
         tests=(STEP + "[online-reference]",),
     ),
     Mutation(
         name="online-turns-shifted-by-a-pair",
         file="megatron_longpo/reference/online.py",
-        old="for sample, of_pair in zip(samples, conversations, strict=True)",
-        new="for sample, of_pair in zip(samples[1:] + samples[:1], conversations, strict=True)",
+        old="for sample, of_pair in zip(samples, trees, strict=True)",
+        new="for sample, of_pair in zip(samples[1:] + samples[:1], trees, strict=True)",
         tests=(STEP + "[online-reference]",),
     ),
     Mutation(
@@ -253,18 +254,102 @@ MUTATIONS = (
         tests=(REFERENCE,),
     ),
     Mutation(
-        name="branches-see-the-first-pair-of-the-pack",
+        name="branches-see-the-first-tree-of-the-pack",
         file="megatron_longpo/model/attention.py",
-        old="branches_forward(q_B, k_B, v_B, k_T, v_T, pair, cp_group, scale)",
-        new="branches_forward(q_B, k_B, v_B, k[:, :, : pair.local_trunk], v_T, pair, cp_group, scale)",
-        tests=(ATTENTION + "::test_a_pack_is_its_pairs", STEP + "[packed]"),
+        old="q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, tree, cp_group, scale\n        )\n    return",
+        new="q_HRD, k_GRD, v_GRD, k_GLD[:, :, : tree.rank_trunk], v_GTD, tree, cp_group, scale\n        )\n    return",
+        tests=(ATTENTION + "::test_a_pack_is_its_trees", STEP + "[packed]"),
     ),
     Mutation(
-        name="targets-of-the-first-pair-for-all-of-the-pack",
+        name="targets-of-the-first-tree-for-all-of-the-pack",
         file="megatron_longpo/model/forward.py",
-        old="part.start + pair.targets.rows_N",
-        new="pair.targets.rows_N",
+        old="part.start + tree.targets.rows_N",
+        new="tree.targets.rows_N",
         tests=(STEP + "[packed]",),
+    ),
+    Mutation(
+        name="nll-of-the-second-branch",
+        file="megatron_longpo/model/targets.py",
+        old="first = layout.branch_slices[0]",
+        new="first = layout.branch_slices[-1]",
+        tests=(LAYOUT,),
+    ),
+    Mutation(
+        name="tree-without-an-nll-counts-in-it",
+        file="megatron_longpo/model/targets.py",
+        old="(num_turns if nll_tokens else 0)",
+        new="num_turns",
+        tests=(LAYOUT,),
+    ),
+    Mutation(
+        name="branches-numbered-by-branches",
+        file="megatron_longpo/model/targets.py",
+        old="number * num_turns + turn",
+        new="number * num_branches + turn",
+        tests=(LAYOUT, STEP + "[two-context-parallel]"),
+    ),
+    Mutation(
+        name="answers-of-a-tree-swapped",
+        file="megatron_longpo/step.py",
+        old="for branch, answer in enumerate(kind.answers):",
+        new="for branch, answer in enumerate(reversed(kind.answers)):",
+        tests=(STEP + "[one-rank]",),
+    ),
+    Mutation(
+        name="first-turn-for-all-short-trees",
+        file="megatron_longpo/step.py",
+        old="torch.cat([tree.logp_BK[branch] for tree in trees])",
+        new="torch.cat([trees[0].logp_BK[branch] for tree in trees])",
+        tests=(STEP + "[solopo-dpo]",),
+    ),
+    Mutation(
+        name="trees-of-a-pair-in-the-wrong-order",
+        file="megatron_longpo/step.py",
+        old="numbers = [(kind, len(conversations(sample, kind))) for kind in objective.reads]",
+        new="numbers = [(kind, len(conversations(sample, kind))) for kind in reversed(objective.reads)]",
+        tests=(STEP + "[solopo-dpo]",),
+    ),
+    Mutation(
+        name="solopo-preference-on-the-long-context",
+        file="megatron_longpo/objective/objectives.py",
+        old='terms.solopo(terms.simpo("short"), terms.simpo_reward)',
+        new='terms.solopo(terms.simpo("long"), terms.simpo_reward)',
+        tests=(STEP + "[solopo-simpo]",),
+    ),
+    Mutation(
+        name="solopo-without-the-absolute-value",
+        file="megatron_longpo/objective/terms.py",
+        old='reward(policy, reference, "long", c)).abs()',
+        new='reward(policy, reference, "long", c))',
+        tests=(OBJECTIVES,),
+    ),
+    Mutation(
+        name="solopo-reference-reads-the-other-context",
+        file="megatron_longpo/objective/terms.py",
+        old='reads = long_reference if context == "long" else "short"',
+        new="reads = long_reference",
+        tests=(OBJECTIVES,),
+    ),
+    Mutation(
+        name="mean-log-prob-over-turns-in-place-of-tokens",
+        file="megatron_longpo/objective/preferences.py",
+        old="self.logp_K.sum() / self.num_tokens_K.sum()",
+        new="(self.logp_K / self.num_tokens_K).mean()",
+        tests=(OBJECTIVES,),
+    ),
+    Mutation(
+        name="odds-without-the-complement",
+        file="megatron_longpo/objective/preferences.py",
+        old="return mean - torch.log(-torch.expm1(mean))",
+        new="return mean",
+        tests=(OBJECTIVES,),
+    ),
+    Mutation(
+        name="work-of-a-branch-that-is-not-read",
+        file="megatron_longpo/data/trees.py",
+        old="lengths_C3[chosen_C] * read_3",
+        new="lengths_C3[chosen_C]",
+        tests=("tests/unit/data/test_trees.py",),
     ),
     Mutation(
         name="micro-batch-counts-as-one-pair",

@@ -28,8 +28,8 @@ from megatron_longpo.hf.folder import checkpoint_folder  # noqa: E402
 from megatron_longpo.hf.rope import rope_parameters  # noqa: E402
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity  # noqa: E402
 from megatron_longpo.hf.weights import DTYPES  # noqa: E402
-from megatron_longpo.model.attention import pair_params  # noqa: E402
-from megatron_longpo.model.forward import pack, pair_input  # noqa: E402
+from megatron_longpo.model.attention import tree_params  # noqa: E402
+from megatron_longpo.model.forward import pack, tree_input  # noqa: E402
 from megatron_longpo.reference.frozen import load_model  # noqa: E402
 
 LARGEST_BY_DEFAULT = 1_000_000_000
@@ -134,14 +134,16 @@ def _megatron_logits(
 
 def _pair_logits(model: nn.Module, prompt: Tensor) -> Tensor:
     trunk, chosen, rejected = _pair(prompt)
-    spans = torch.tensor([[1, len(chosen)]])
-    batch = pack([pair_input(trunk, chosen, rejected, spans, spans, nll_over_all=False)])
+    spans_K2 = torch.tensor([[1, len(chosen)]])
+    conversation = {"trunk": trunk, "chosen": chosen, "rejected": rejected}
+    conversation |= {"chosen_spans": spans_K2, "rejected_spans": spans_K2}
+    batch = pack([tree_input(conversation, ("chosen", "rejected"), nll_tokens=None)])
     batch = batch.to(torch.cuda.current_device())
     logits = model(
         input_ids=batch.tokens_L.unsqueeze(0),
         position_ids=batch.positions_L.unsqueeze(0),
         attention_mask=None,
-        packed_seq_params=pair_params(batch.layout, batch.positions_L),
+        packed_seq_params=tree_params(batch.layout, batch.positions_L),
     )
     return logits[0]
 

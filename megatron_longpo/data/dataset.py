@@ -4,7 +4,7 @@ Megatron counts the samples that a run has consumed and stores the count in its 
 goes on with the pairs that the interrupted one had not seen. packing.py says which rank runs which samples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import isfinite
 from typing import Protocol
@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from megatron_longpo.data.indexed import PairReader
-from megatron_longpo.data.render import TrunkAndBranches
+from megatron_longpo.data.render import Context, TrunkAndBranches
 from megatron_longpo.errors import UserError
 
 Conversation = dict[str, NDArray[np.int64]]
 """``trunk`` [T], ``chosen`` [C] and ``rejected`` [R] (token ids, each branch with its opener), ``chosen_spans`` and
 ``rejected_spans`` [num_turns, 2] (half-open, counted in the branch).
 """
-Sample = dict[str, NDArray[np.int64] | NDArray[np.float64] | list[Conversation]]
-"""One pair: its long Conversation; ``pair_index`` [] (int64); ``weight`` [] (float64: 1 for a pair that counts, 0 for
-one that only fills up a batch); where a reference is given ``reference_chosen_logp`` and ``reference_rejected_logp``
-[num_turns] (float64, nats); and, if asked for, ``short``: the Conversation of each turn on its short context.
+Sample = dict[str, NDArray[np.int64] | NDArray[np.float64] | Conversation | list[Conversation]]
+"""One pair: ``long``, its long Conversation; ``pair_index`` [] (int64); ``weight`` [] (float64: 1 for a pair that
+counts, 0 for one that only fills up a batch); for each context with reference log-probs ``reference_CONTEXT_chosen``
+and ``reference_CONTEXT_rejected`` [num_turns] (float64, nats); and, if asked for, ``short``: the Conversation of each
+turn on its short context.
 """
 
 
@@ -34,6 +35,10 @@ class ReferenceLogp(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, pair_index: int, /) -> NDArray[np.float64]: ...
+
+
+References = Mapping[Context, ReferenceLogp]
+"""What a reference gave on each context that is needed."""
 
 
 class PairOrder:
@@ -62,7 +67,7 @@ class PairDataset(Dataset[Sample]):
     """Training samples, without end, in the order of ``pair_of_sample``.
 
     Args:
-        reference_logp: covers all pairs of ``reader``, not only this split's.
+        references: cover all pairs of ``reader``, not only this split's.
         with_short: samples hold the short conversations too.
     """
 
@@ -70,15 +75,14 @@ class PairDataset(Dataset[Sample]):
         self,
         reader: PairReader,
         pair_of_sample: Callable[[int], int],
-        reference_logp: ReferenceLogp | None = None,
+        references: References | None = None,
         with_short: bool = False,
     ) -> None:
-        assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
-        self._reader, self._pair_of_sample = reader, pair_of_sample
-        self._reference_logp, self._with_short = reference_logp, with_short
+        self._pair_of_sample = pair_of_sample
+        self._samples = _Samples(reader, references or {}, with_short)
 
     def __getitem__(self, sample_index: int) -> Sample:
-        return _sample(self._reader, self._pair_of_sample(sample_index), self._reference_logp, self._with_short)
+        return self._samples.of_pair(self._pair_of_sample(sample_index))
 
 
 class HeldOutPairs(Dataset[Sample]):
@@ -88,7 +92,7 @@ class HeldOutPairs(Dataset[Sample]):
         pair_indices: the pairs of this split, as indices of ``reader``; not empty.
         period: samples of one evaluation, at least as many as pairs: Megatron draws eval_iters *
             eval_global_batch_size. The surplus has weight 0, so an evaluation is the mean over exactly these pairs.
-        reference_logp, with_short: as in `PairDataset`.
+        references, with_short: as in `PairDataset`.
     """
 
     def __init__(
@@ -96,22 +100,17 @@ class HeldOutPairs(Dataset[Sample]):
         reader: PairReader,
         pair_indices: Sequence[int],
         period: int,
-        reference_logp: ReferenceLogp | None = None,
+        references: References | None = None,
         with_short: bool = False,
     ) -> None:
         assert 0 < len(pair_indices) <= period, "an evaluation sees every pair"
-        assert reference_logp is None or len(reference_logp) == len(reader), "one reference entry per pair"
-        self._reader = reader
         self._pair_indices = pair_indices
         self._period = period
-        self._reference_logp = reference_logp
-        self._with_short = with_short
+        self._samples = _Samples(reader, references or {}, with_short)
 
     def __getitem__(self, sample_index: int) -> Sample:
         place, num_pairs = sample_index % self._period, len(self._pair_indices)
-        weight = float(place < num_pairs)
-        pair_index = self._pair_indices[place % num_pairs]
-        return _sample(self._reader, pair_index, self._reference_logp, self._with_short, weight)
+        return self._samples.of_pair(self._pair_indices[place % num_pairs], weight=float(place < num_pairs))
 
 
 def split_pairs(num_pairs: int, split: str) -> tuple[range, range, range]:
@@ -156,19 +155,25 @@ def conversation_arrays(conversation: TrunkAndBranches) -> Conversation:
     return {name: array.astype(np.int64) for name, array in arrays.items()}
 
 
-def _sample(
-    reader: PairReader, pair_index: int, reference_logp: ReferenceLogp | None, with_short: bool, weight: float = 1.0
-) -> Sample:
-    pair = reader[pair_index]
-    sample: Sample = {
-        **conversation_arrays(pair.long),
-        "pair_index": np.array(pair_index, np.int64),
-        "weight": np.array(weight),
-    }
-    if reference_logp is not None:
-        logp = np.asarray(reference_logp[pair_index], np.float64)
-        assert logp.shape == pair.long.chosen.spans.shape, "one reference row per turn, chosen and rejected"
-        sample["reference_chosen_logp"], sample["reference_rejected_logp"] = logp.T.copy()
-    if with_short:
-        sample["short"] = [conversation_arrays(turn) for turn in pair.short]
-    return sample
+class _Samples:
+    """Makes the sample of a pair."""
+
+    def __init__(self, reader: PairReader, references: References, with_short: bool) -> None:
+        assert all(len(logp) == len(reader) for logp in references.values()), "one reference entry per pair"
+        self._reader, self._references, self._with_short = reader, references, with_short
+
+    def of_pair(self, pair_index: int, weight: float = 1.0) -> Sample:
+        pair = self._reader[pair_index]
+        sample: Sample = {
+            "long": conversation_arrays(pair.long),
+            "pair_index": np.array(pair_index, np.int64),
+            "weight": np.array(weight),
+        }
+        for context, reference_logp in self._references.items():
+            logp_K2 = np.asarray(reference_logp[pair_index], np.float64)
+            assert logp_K2.shape == pair.long.chosen.spans.shape, "one reference row per turn, chosen and rejected"
+            for answer, logp_K in zip(("chosen", "rejected"), logp_K2.T.copy(), strict=True):
+                sample[f"reference_{context}_{answer}"] = logp_K
+        if self._with_short:
+            sample["short"] = [conversation_arrays(turn) for turn in pair.short]
+        return sample

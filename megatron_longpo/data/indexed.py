@@ -228,13 +228,18 @@ class PairReader:
 
     @property
     def max_turns(self) -> int:
-        """Of any pair."""
-        return int(np.diff(self._documents).max()) // 3 - 1  # a document has 3 sequences and 3 more for every turn
+        """The most turns that a pair has: a document has 3 sequences and 3 more for every turn."""
+        return int(np.diff(self._documents).max()) // 3 - 1
 
-    def long_lengths(self) -> NDArray[np.int64]:
-        """Tokens of (trunk, chosen, rejected) of every pair's long conversation: [pairs, 3]; reads the index only."""
-        first = np.asarray(self._documents[:-1])
-        return np.asarray(self._sequences.sequence_lengths[first[:, None] + np.arange(3)], np.int64)
+    def all_lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Tokens of (trunk, chosen, rejected) of all conversations [C, 3], their pairs [C], which are long [C] (bool).
+
+        Reads the index only. A pair has a long conversation, then the short one of each turn.
+        """
+        first_P = np.asarray(self._documents, np.int64) // 3
+        pair_C = np.repeat(np.arange(len(self)), np.diff(first_P))
+        is_long_C = np.isin(np.arange(len(pair_C)), first_P)
+        return np.asarray(self._sequences.sequence_lengths, np.int64).reshape(-1, 3), pair_C, is_long_C
 
     def record(self, index: int) -> PairRecord:
         """The id, source, number of removed tokens and meta of a pair."""

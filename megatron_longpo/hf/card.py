@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.card_text import CITATION, METHODS, USAGE, USAGE_WITHOUT_CHAT
+from megatron_longpo.hf.card_text import CITATION, USAGE, USAGE_WITHOUT_CHAT
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.training_record import Settings, Stage
 
@@ -96,7 +96,7 @@ def model_card(facts: CardFacts) -> str:
 
 def _metadata(facts: CardFacts) -> ModelCardData:
     kept = {name: facts.source[name] for name in _KEPT if isinstance(facts.source.get(name), str | list)}
-    tags = METHODS[_objective(facts.stages)].tags if facts.stages else ()
+    tags = _method(facts.stages)["tags"] if facts.stages else ()
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -109,7 +109,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
 def _what_it_is(facts: CardFacts) -> str:
     origin = f" of {facts.base_model}" if facts.base_model else ""
     if facts.stages:
-        lines = [f"Weights{origin} after {_steps(facts.num_steps)} of {METHODS[_objective(facts.stages)].description}."]
+        lines = [f"Weights{origin} after {_steps(facts.num_steps)} of {_method(facts.stages)['description']}."]
     elif facts.num_steps:
         lines = [f"Weights{origin} after {_steps(facts.num_steps)} of training with megatron-longpo."]
     else:
@@ -121,8 +121,8 @@ def _what_it_is(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _objective(stages: Sequence[Stage]) -> str:
-    return stages[-1].stretches[-1].settings["objective"]["name"]
+def _method(stages: Sequence[Stage]) -> dict[str, Any]:
+    return stages[-1].stretches[-1].settings["method"]
 
 
 def _trained_by(facts: CardFacts) -> str:
@@ -141,7 +141,11 @@ def _tables(stages: Sequence[Stage], with_data: bool) -> Iterable[str]:
             yield f"Stage {index + 1} of {len(stages)}, {_steps(stage.num_steps)}, counted anew:"
         before = previous
         for stretch in stage.stretches:
-            settings = {name: one for name, one in stretch.settings.items() if (name == "data") == with_data}
+            settings = {
+                name: one
+                for name, one in stretch.settings.items()
+                if (name == "data") == with_data and name != "method"  # which the first sentence says
+            }
             changed = _changed(previous, settings)
             if changed and stretch.after_step:
                 yield f"From step {stretch.after_step + 1} on:"

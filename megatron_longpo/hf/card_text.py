@@ -1,32 +1,5 @@
 """The sentences of a model card that are the same for every model."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """An objective in words."""
-
-    description: str
-    tags: tuple[str, ...]
-
-
-_LONGPO_TAGS = ("longpo", "preference-optimization", "long-context")
-_LONGPO = "LongPO (arXiv 2502.13922), short-to-long preference optimisation"
-
-METHODS = {
-    "longpo": Method(_LONGPO, _LONGPO_TAGS),
-    "longpo-per-turn": Method(f"{_LONGPO}, with one sigmoid per turn", _LONGPO_TAGS),
-    "hinge": Method(f"{_LONGPO}, with the hinge loss (arXiv 2305.10425)", _LONGPO_TAGS),
-    "ipo": Method(f"{_LONGPO}, with the IPO loss (arXiv 2310.12036)", _LONGPO_TAGS),
-    "dpo": Method(
-        "DPO (arXiv 2305.18290) on short-to-long pairs, with a reference that reads the long context",
-        ("dpo", "preference-optimization", "long-context"),
-    ),
-    "sft": Method("supervised fine-tuning on the chosen answers of short-to-long pairs", ("sft", "long-context")),
-}
-"""Name of the objective -> what to call it."""
-
 USAGE = """\
 The document comes first in the user's message, then the question.
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.card_text import METHODS
 from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.sidecar import write_json
 
@@ -23,7 +22,10 @@ SPLITS = {"train": "training", "valid": "held out"}
 """What the splits of the metrics file are called in a card."""
 
 Settings = dict[str, dict[str, Any]]
-"""Section -> name -> value, all JSON; ``megatron_longpo/run_settings.py`` says which."""
+"""Section -> name -> value, all JSON; ``megatron_longpo/run_settings.py`` says which.
+
+``method`` says in words what the training was: ``description``, and ``tags`` for the Hub.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,14 @@ def _stage(stored: dict[str, Any], num_steps: int) -> Stage:
 
 
 def _check_settings(settings: Any) -> None:
-    """Sections of named values, and the two of them that the card's sentences are made of."""
+    """Check that these are sections of named values, and those that the card's sentences are made of."""
     if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
         raise ValueError("settings that are no sections of named values")
-    if (name := settings["objective"]["name"]) not in METHODS:
-        raise ValueError(f"the objective {name!r} is none of {', '.join(METHODS)}")
+    method = settings["method"]
+    if not isinstance(method["description"], str):
+        raise ValueError(f"method.description is {method['description']!r}")
+    if not isinstance(tags := method["tags"], list) or not all(isinstance(tag, str) for tag in tags):
+        raise ValueError(f"method.tags is {tags!r}")
     if not isinstance(version := settings["versions"]["megatron-longpo"], str):
         raise ValueError(f"versions.megatron-longpo is {version!r}")
 

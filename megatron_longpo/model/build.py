@@ -1,4 +1,4 @@
-"""GPTModel with the pair in it: stock Megatron, but for core attention, rotary angles and, with the local
+"""GPTModel for trees: stock Megatron, but for core attention, rotary angles and, with the local
 implementation, a norm that knows sequence parallelism."""
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from torch import nn
 
 from megatron_longpo import platform
 from megatron_longpo.errors import UserError
-from megatron_longpo.model.attention import PairAttention
-from megatron_longpo.model.rope import PairRotaryEmbedding
+from megatron_longpo.model.attention import TreeAttention
+from megatron_longpo.model.rope import TreeRotaryEmbedding
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.model.transformer_engine import TransformerEngineAttention
 
@@ -109,10 +109,12 @@ def check_transformer_impl(name: str) -> None:
     """The implementation that ``--transformer-impl`` names can run here.
 
     Raises:
-        UserError: it cannot, or pairs do not run with it.
+        UserError: it cannot, or trees do not run with it.
     """
     if name not in TRANSFORMER_IMPLS:
-        raise UserError(f"--transformer-impl {name} does not run pairs; choose {' or '.join(TRANSFORMER_IMPLS)}")
+        raise UserError(
+            f"--transformer-impl {name} does not run trees of branches; choose {' or '.join(TRANSFORMER_IMPLS)}"
+        )
     if name == "transformer_engine" and (platform.is_cpu() or not find_spec("transformer_engine")):
         missing = "a CUDA device" if platform.is_cpu() else "the package transformer-engine (extra: gpu)"
         raise UserError(f"--transformer-impl transformer_engine needs {missing}, not found here; choose local")
@@ -127,7 +129,7 @@ class SequenceParallelRMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps)
+        super().__init__(hidden_size, eps=eps)  # pyright: ignore[reportUnknownMemberType]
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
@@ -143,7 +145,7 @@ def build_model(
     """The part of the model that this pipeline stage holds.
 
     Sets ``config.softmax_scale``, which Megatron hands to core attention, where the rotary settings have a factor of
-    attention; and ``config.variable_seq_lengths``: pairs differ in length, so pipeline stages exchange shapes first
+    attention; and ``config.variable_seq_lengths``: trees differ in length, so pipeline stages exchange shapes first
     (megatron/core/pipeline_parallel/p2p_communication.py; ``validate_args`` resets the option of that name).
     """
     config.variable_seq_lengths = True
@@ -165,7 +167,7 @@ def build_model(
         pg_collection=pg_collection,
         vp_stage=vp_stage,
     )
-    model.rotary_pos_emb = PairRotaryEmbedding(inv_freq)
+    model.rotary_pos_emb = TreeRotaryEmbedding(inv_freq)
     return model
 
 
@@ -177,7 +179,7 @@ def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerB
     submodules.input_layernorm = SequenceParallelRMSNorm  # type: ignore[union-attr]
     submodules.pre_mlp_layernorm = SequenceParallelRMSNorm  # type: ignore[union-attr]
     attention: Any = submodules.self_attention.submodules  # type: ignore[union-attr]
-    attention.core_attention = PairAttention
+    attention.core_attention = TreeAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = SequenceParallelRMSNorm
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)

@@ -3,11 +3,12 @@
 Three ways, named as Megatron's ``--cp-comm-type`` names them. Of C ranks, every way moves (C - 1) / C of the trunk's
 keys and values through every rank; they differ in memory and in what can overlap:
 
-* ``p2p`` (RingKeys): each rank passes on what it holds while it attends to it; one foreign share in memory.
-* ``all_gather`` (GatheredKeys): all shares at once; fewer, larger messages.
+* ``p2p`` (RingKeys): each rank passes on what it holds while it attends to it; the keys of one other rank in memory.
+* ``all_gather`` (GatheredKeys): the keys of all ranks at once; fewer, larger messages.
 * ``a2a`` (tokens_to_heads): ranks swap tokens for heads, and each attends the whole trunk with its part of the heads.
 
-Tensors are heads-first: [1, H or G, L, D], L = the rank's own trunk tokens: chunk r and chunk 2C - 1 - r (layout.py).
+Letters in shapes, all of them after a leading 1: H = query heads, or any heads, G = key-value heads, T = trunk tokens
+that this rank holds, chunk r and chunk 2C - 1 - r (layout.py), D = size of a head.
 """
 
 import argparse
@@ -97,8 +98,8 @@ class RingKeys:
     keys and values: accumulators travel with them, in fp32, and come home after the last step.
     """
 
-    def __init__(self, k: Tensor, v: Tensor, group: ProcessGroup) -> None:
-        self._held, self._group = torch.stack((k, v)), group
+    def __init__(self, k_GTD: Tensor, v_GTD: Tensor, group: ProcessGroup) -> None:
+        self._held, self._group = torch.stack((k_GTD, v_GTD)), group
         self._gradient: _Arriving | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -110,25 +111,25 @@ class RingKeys:
             if arriving is not None:
                 self._held = arriving.wait()
 
-    def add_gradient(self, dk: Tensor, dv: Tensor, keys: slice) -> None:
+    def add_gradient(self, dk_GTD: Tensor, dv_GTD: Tensor, keys: slice) -> None:
         """Add the gradient of the last yielded ones, of the tokens ``keys`` of them."""
         total = self._gradient.wait() if self._gradient else torch.zeros_like(self._held, dtype=torch.float32)
-        total[0][:, :, keys] += dk
-        total[1][:, :, keys] += dv
+        total[0][:, :, keys] += dk_GTD
+        total[1][:, :, keys] += dv_GTD
         self._gradient = _pass_on(total, self._group)
 
     def gradient(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the own keys and values, fp32."""
+        """Return the gradients of the own keys and values, fp32."""
         assert self._gradient is not None
-        dk, dv = self._gradient.wait()
-        return dk, dv
+        dk_GTD, dv_GTD = self._gradient.wait()
+        return dk_GTD, dv_GTD
 
 
 class GatheredKeys:
     """Keys and values of every rank, own first, all gathered before the first is used; see RingKeys."""
 
-    def __init__(self, k: Tensor, v: Tensor, group: ProcessGroup) -> None:
-        own = torch.stack((k, v))
+    def __init__(self, k_GTD: Tensor, v_GTD: Tensor, group: ProcessGroup) -> None:
+        own = torch.stack((k_GTD, v_GTD))
         self._group = group
         self._all = own.new_empty((group.size(), *own.shape))
         dist.all_gather_into_tensor(self._all.flatten(0, 1), own, group=group)
@@ -141,44 +142,44 @@ class GatheredKeys:
             self._source = (self._group.rank() - step) % self._group.size()
             yield self._source, self._all[self._source, 0], self._all[self._source, 1]
 
-    def add_gradient(self, dk: Tensor, dv: Tensor, keys: slice) -> None:
+    def add_gradient(self, dk_GTD: Tensor, dv_GTD: Tensor, keys: slice) -> None:
         """Add the gradient of the last yielded ones, of the tokens ``keys`` of them."""
         if self._gradients is None:
             self._gradients = torch.zeros_like(self._all, dtype=torch.float32)
-        self._gradients[self._source, 0][:, :, keys] += dk
-        self._gradients[self._source, 1][:, :, keys] += dv
+        self._gradients[self._source, 0][:, :, keys] += dk_GTD
+        self._gradients[self._source, 1][:, :, keys] += dv_GTD
 
     def gradient(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the own keys and values, fp32."""
+        """Return the gradients of the own keys and values, fp32."""
         assert self._gradients is not None
         own = torch.empty_like(self._gradients[0])
         dist.reduce_scatter_tensor(own, self._gradients.flatten(0, 1), group=self._group)
-        dk, dv = own
-        return dk, dv
+        dk_GTD, dv_GTD = own
+        return dk_GTD, dv_GTD
 
 
-def tokens_to_heads(x_HLD: Tensor, group: ProcessGroup) -> Tensor:
-    """Give away heads and get tokens: [1, H, L, D] -> [1, H / C, C * L, D].
+def tokens_to_heads(x_HTD: Tensor, group: ProcessGroup) -> Tensor:
+    """Give away heads and get tokens: [1, H, T, D] -> [1, H / C, C * T, D].
 
     The result holds the first halves of all ranks in their order, then the second halves in the opposite order: with
     all ranks of the context-parallel group the whole trunk in order, with a part of them, ranks that follow each other,
-    the share of a larger zigzag.
+    the tokens of one rank of a larger zigzag.
     """
     size = group.size()
-    _, num_heads, length, dim = x_HLD.shape
-    send = x_HLD.reshape(size, num_heads // size, 2, length // 2, dim).contiguous()
-    received = torch.empty_like(send)  # [rank, H / C, half, L / 2, D]
+    _, num_heads, length, dim = x_HTD.shape
+    send = x_HTD.reshape(size, num_heads // size, 2, length // 2, dim).contiguous()
+    received = torch.empty_like(send)  # [rank, H / C, half, T / 2, D]
     dist.all_to_all_single(received, send, group=group)
     first, second = received[:, :, 0], received.flip(0)[:, :, 1]
     return torch.cat((first, second)).movedim(0, 1).reshape(1, num_heads // size, size * length, dim)
 
 
-def heads_to_tokens(x_HLD: Tensor, group: ProcessGroup) -> Tensor:
-    """The inverse of tokens_to_heads, and its backward: [1, H / C, C * L, D] -> [1, H, L, D]."""
+def heads_to_tokens(x_HTD: Tensor, group: ProcessGroup) -> Tensor:
+    """The inverse of tokens_to_heads, and its backward: [1, H / C, C * T, D] -> [1, H, T, D]."""
     size = group.size()
-    _, num_heads, length, dim = x_HLD.shape
-    first, second = x_HLD.reshape(num_heads, 2, size, length // size // 2, dim).unbind(1)
-    send = torch.stack((first, second.flip(1)), dim=2).movedim(1, 0).contiguous()  # [rank, H / C, half, L / 2, D]
+    _, num_heads, length, dim = x_HTD.shape
+    first, second = x_HTD.reshape(num_heads, 2, size, length // size // 2, dim).unbind(1)
+    send = torch.stack((first, second.flip(1)), dim=2).movedim(1, 0).contiguous()  # [rank, H / C, half, T / 2, D]
     received = torch.empty_like(send)
     dist.all_to_all_single(received, send, group=group)
     return received.reshape(1, num_heads * size, length // size, dim)

@@ -1,4 +1,4 @@
-"""How much work a pair is: for dealing pairs out evenly, and for Megatron's throughput."""
+"""How much work a tree is: for dealing pairs out evenly, and for Megatron's throughput."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,35 +7,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def pair_flops(options: Mapping[str, Any], lengths_P3: NDArray[np.int64]) -> NDArray[np.float64]:
-    """FLOPs of one shared forward pass over each pair, float64 [P]; a backward pass is twice as many.
+def tree_flops(options: Mapping[str, Any], lengths_T3: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Count the FLOPs of one shared forward pass over each tree, float64 [T]; a backward pass is twice as many.
 
     A multiplication with an addition counts 2; causal attention counts the half that is computed, as Megatron does
     (megatron/training/training.py, ``num_floating_point_operations``).
 
     Args:
         options: the model's shape, by Megatron's names (hf.config.megatron_options).
-        lengths_P3: tokens of trunk, chosen and rejected branch.
+        lengths_T3: tokens of the trunk and of two branches; 0 for a branch that is not there.
     """
-    trunk_P, chosen_P, rejected_P = lengths_P3.T.astype(np.float64)
     heads, groups, dim = options["num_attention_heads"], options["num_query_groups"], options["kv_channels"]
     attention_weights = options["hidden_size"] * dim * (2 * heads + 2 * groups)
     mlp_weights = 3 * options["hidden_size"] * options["ffn_hidden_size"]
     per_token = 2 * (options["num_layers"] * (attention_weights + mlp_weights))
     per_token += 2 * options["hidden_size"] * options["vocab_size"]
-    attended_P = _squares(lengths_P3) / 2
-    return per_token * (trunk_P + chosen_P + rejected_P) + 4 * options["num_layers"] * heads * dim * attended_P
+    attended_T = squared_lengths(lengths_T3) / 2
+    return per_token * lengths_T3.sum(1).astype(np.float64) + 4 * options["num_layers"] * heads * dim * attended_T
 
 
-def tokens_and_squares(lengths_P3: NDArray[np.int64]) -> tuple[float, float]:
-    """What Megatron computes the FLOPs of a step from: its tokens, and the squared lengths of its sequences, summed.
+def squared_lengths(lengths_T3: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Give each tree the squared length of a causal sequence whose attention costs as many FLOPs, float64 [T].
 
-    A pair counts with the square that makes its attention's FLOPs come out right: a causal sequence of n tokens costs
-    n^2 / 2 (megatron/training/training.py, ``num_floating_point_operations``).
+    Megatron computes the FLOPs of a step from the tokens and these squares: a causal sequence of n tokens costs n^2 / 2
+    (megatron/training/training.py, ``num_floating_point_operations``).
     """
-    return float(lengths_P3.sum()), float(_squares(lengths_P3).sum())
-
-
-def _squares(lengths_P3: NDArray[np.int64]) -> NDArray[np.float64]:
-    trunk_P, chosen_P, rejected_P = lengths_P3.T.astype(np.float64)
-    return trunk_P**2 + chosen_P**2 + rejected_P**2 + 2 * trunk_P * (chosen_P + rejected_P)
+    trunk_T, first_T, second_T = lengths_T3.T.astype(np.float64)
+    return trunk_T**2 + first_T**2 + second_T**2 + 2 * trunk_T * (first_T + second_T)

@@ -1,6 +1,6 @@
-"""A micro-batch through the model: pairs in, log-probabilities of the scored tokens out."""
+"""A micro-batch through the model: trees in, log-probabilities of the scored tokens out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from megatron_longpo.model.attention import pair_params
+from megatron_longpo.model.attention import tree_params
 from megatron_longpo.model.layout import (
     PackLayout,
-    PairLayout,
+    TreeLayout,
     input_tokens,
     pack_layout,
-    pair_layout,
     positions,
-    share,
+    rank_tokens,
+    tree_layout,
 )
 from megatron_longpo.model.logprob import token_logprobs
-from megatron_longpo.model.targets import Targets, pair_targets
+from megatron_longpo.model.targets import NllTokens, Targets, tree_targets
 
 
 @dataclass(frozen=True, slots=True)
-class PairInput:
-    """One context-parallel rank's share of a pair. L = its tokens."""
+class TreeInput:
+    """What one context-parallel rank holds of a tree. L = its tokens."""
 
-    layout: PairLayout
+    layout: TreeLayout
     tokens_L: Tensor
     """int64 token ids."""
     positions_L: Tensor
@@ -36,7 +36,7 @@ class PairInput:
 
 @dataclass(frozen=True, slots=True)
 class PackInput:
-    """One context-parallel rank's share of a micro-batch, made ready for the model. L = its tokens, N = its targets."""
+    """What one context-parallel rank holds of a micro-batch, as the model takes it. L = its tokens, N = its targets."""
 
     layout: PackLayout
     tokens_L: Tensor
@@ -46,10 +46,10 @@ class PackInput:
     labels_N: Tensor
     """int64: that next token."""
     targets: tuple[Targets, ...]
-    """Of each pair, with rows counted in the pair's own share."""
+    """The targets of each tree, with rows counted among the rank's tokens of that tree."""
 
     def to(self, device: torch.device | str | int) -> "PackInput":
-        """The same input on another device."""
+        """Copy the input to another device."""
         tokens_L, positions_L, rows_N, labels_N = (
             x.to(device, non_blocking=True) for x in (self.tokens_L, self.positions_L, self.rows_N, self.labels_N)
         )
@@ -68,46 +68,47 @@ class HeadContext:
     tp_group: ProcessGroup
 
 
-def pair_input(
-    trunk_T: Tensor,
-    chosen_T: Tensor,
-    rejected_T: Tensor,
-    chosen_spans_K2: Tensor,
-    rejected_spans_K2: Tensor,
+def tree_input(
+    conversation: Mapping[str, Tensor],
+    answers: Sequence[str],
     *,
-    nll_over_all: bool,
+    nll_tokens: NllTokens | None,
     cp_rank: int = 0,
     cp_size: int = 1,
-) -> PairInput:
-    """Lay a pair out and take the share of rank ``cp_rank`` of ``cp_size`` context-parallel ones.
+) -> TreeInput:
+    """Lay a tree out and take what rank ``cp_rank`` of ``cp_size`` context-parallel ones holds.
 
-    See targets.pair_targets for the rest.
+    Args:
+        conversation: data/dataset.py's Conversation, as tensors.
+        answers: which of its answers are branches, "chosen", "rejected" or both; the NLL reads the first.
+        nll_tokens: see targets.tree_targets.
     """
-    layout = pair_layout(len(trunk_T), len(chosen_T), len(rejected_T), cp_size)
-    tokens_S = input_tokens(layout, trunk_T, chosen_T, rejected_T)
-    targets = pair_targets(layout, tokens_S, chosen_spans_K2, rejected_spans_K2, nll_over_all)
-    share_L = share(layout, cp_rank)
-    return PairInput(layout, tokens_S[share_L], positions(layout)[share_L], targets.of_share(share_L, layout.length))
+    trunk_T, branches_T = conversation["trunk"], [conversation[answer] for answer in answers]
+    layout = tree_layout(len(trunk_T), [len(branch_T) for branch_T in branches_T], cp_size)
+    tokens_S = input_tokens(layout, trunk_T, branches_T)
+    targets = tree_targets(layout, tokens_S, [conversation[f"{answer}_spans"] for answer in answers], nll_tokens)
+    own_L = rank_tokens(layout, cp_rank)
+    return TreeInput(layout, tokens_S[own_L], positions(layout)[own_L], targets.on_rank(own_L, layout.length))
 
 
-def pack(pairs: Sequence[PairInput], multiple: int = 1) -> PackInput:
-    """Put pairs into one micro-batch; see layout.pack_layout for ``multiple``."""
-    layout = pack_layout([pair.layout for pair in pairs], multiple)
+def pack(trees: Sequence[TreeInput], multiple: int = 1) -> PackInput:
+    """Put trees into one micro-batch; see layout.pack_layout for ``multiple``."""
+    layout = pack_layout([tree.layout for tree in trees], multiple)
     tail = torch.zeros(layout.tail, dtype=torch.int64)
     return PackInput(
         layout,
-        torch.cat([*(pair.tokens_L for pair in pairs), tail]),
-        torch.cat([*(pair.positions_L for pair in pairs), tail]),
-        torch.cat([part.start + pair.targets.rows_N for part, pair in zip(layout.parts, pairs, strict=True)]),
-        torch.cat([pair.targets.labels_N for pair in pairs]),
-        tuple(pair.targets for pair in pairs),
+        torch.cat([*(tree.tokens_L for tree in trees), tail]),
+        torch.cat([*(tree.positions_L for tree in trees), tail]),
+        torch.cat([part.start + tree.targets.rows_N for part, tree in zip(layout.parts, trees, strict=True)]),
+        torch.cat([tree.targets.labels_N for tree in trees]),
+        tuple(tree.targets for tree in trees),
     )
 
 
 def forward_pack(
     model: nn.Module, batch: PackInput, vocab_size: int, tp_group: ProcessGroup, keep_attention: bool = False
 ) -> Tensor:
-    """Run this pipeline stage; see attention.pair_params for ``keep_attention``.
+    """Run this pipeline stage; see attention.tree_params for ``keep_attention``.
 
     Returns:
         On the last stage the log-probability of every target of this rank: fp32 [N], nats. On the others hidden states
@@ -117,7 +118,7 @@ def forward_pack(
         input_ids=batch.tokens_L.unsqueeze(0),
         position_ids=batch.positions_L.unsqueeze(0),
         attention_mask=None,
-        packed_seq_params=pair_params(batch.layout, batch.positions_L, keep_attention),
+        packed_seq_params=tree_params(batch.layout, batch.positions_L, keep_attention),
         output_processor=_logprob_head,
         output_processor_context=HeadContext(batch.rows_N, batch.labels_N, vocab_size, tp_group),
     )

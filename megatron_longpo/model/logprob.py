@@ -31,7 +31,7 @@ def token_logprobs(
     tp_group: ProcessGroup,
     sequence_parallel: bool,
 ) -> Tensor:
-    """Log-probability of each label given its row: fp32 [N], nats, the same on every tensor-parallel rank.
+    """Compute the log-probability of each label given its row: fp32 [N], nats, the same on every tensor-parallel rank.
 
     Args:
         hidden_S1E: the decoder's output; with ``sequence_parallel`` this rank's part of the sequence.

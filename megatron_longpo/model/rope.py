@@ -1,18 +1,18 @@
-"""Rotary angles at the positions of a pair, where both branches continue from the trunk."""
+"""Rotary angles at the positions of trees, where all branches continue from the trunk."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megatron_longpo.model.attention import PairParams
+from megatron_longpo.model.attention import TreeParams
 
 
-class PairRotaryEmbedding(nn.Module):
+class TreeRotaryEmbedding(nn.Module):
     """In the place of Megatron's RotaryEmbedding: read at given positions instead of 0, 1, 2, ...
 
     GPTModel asks ``get_rotary_seq_len`` for a length and hands what it gets to ``forward``, unread
-    (megatron/core/models/gpt/gpt_model.py, ``_preprocess``). For a PairParams that "length" is the tensor of positions.
+    (megatron/core/models/gpt/gpt_model.py, ``_preprocess``). For a TreeParams that "length" is the tensor of positions.
     """
 
     def __init__(self, inv_freq: Tensor) -> None:
@@ -22,14 +22,14 @@ class PairRotaryEmbedding(nn.Module):
         self.inv_freq = inv_freq.clone()
 
     def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> Any:
-        """The positions, int64 [L], of the PairParams among the arguments."""
+        """The positions, int64 [L], of the TreeParams among the arguments."""
         for value in (*args, *kwargs.values()):
-            if isinstance(value, PairParams):
+            if isinstance(value, TreeParams):
                 return value.positions_L
-        raise ValueError("the model runs on pairs only: pass a PairParams as packed_seq_params")
+        raise ValueError("the model runs on trees only: pass a TreeParams as packed_seq_params")
 
     def forward(self, positions_L: Tensor, **_: Any) -> Tensor:
         """Angles [L, 1, 1, D] in radians, fp32, at the positions (int64 [L])."""
         self.inv_freq = self.inv_freq.to(positions_L.device)
-        angles = torch.outer(positions_L.to(self.inv_freq.dtype), self.inv_freq)
-        return torch.cat((angles, angles), dim=-1)[:, None, None, :]
+        angles_LR = torch.outer(positions_L.to(self.inv_freq.dtype), self.inv_freq)
+        return torch.cat((angles_LR, angles_LR), dim=-1)[:, None, None, :]

@@ -1,7 +1,7 @@
 """The rotary settings of a model in Hugging Face's own terms, and what transformers computes from them."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -57,4 +57,4 @@ class RopeParameters:
             head_dim=head_dim, rope_parameters=self.as_dict(), max_position_embeddings=max_position_embeddings
         )
         rotary = LlamaRotaryEmbedding(config)
-        return rotary.inv_freq, rotary.attention_scaling
+        return rotary.inv_freq, cast(float, rotary.attention_scaling)  # pyright: ignore[reportUnknownMemberType]

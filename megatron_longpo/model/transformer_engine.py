@@ -1,4 +1,4 @@
-"""Core attention of a pair with ``--transformer-impl transformer_engine``.
+"""Core attention of trees with ``--transformer-impl transformer_engine``.
 
 The trunk is what Transformer Engine is made for: causal attention of as many queries as keys, under any
 ``--cp-comm-type``; its zigzag order over the context-parallel ranks is that of layout.py. The branches, which it
@@ -13,13 +13,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from megatron_longpo.model.attention import Kept, PairAttention, places
+from megatron_longpo.model.attention import SavedAttention, TreeAttention, trees_on_rank
 from megatron_longpo.model.branches import branches_backward, branches_forward
-from megatron_longpo.model.layout import PackLayout, PairLayout
+from megatron_longpo.model.layout import PackLayout, TreeLayout
 
 
-class TransformerEngineAttention(PairAttention):
-    """PairAttention with fused attention on the trunk."""
+class TransformerEngineAttention(TreeAttention):
+    """TreeAttention with fused attention on the trunk."""
 
     def __init__(
         self,
@@ -43,16 +43,18 @@ class TransformerEngineAttention(PairAttention):
             pg_collection=rest.get("pg_collection"),
         )
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, kept: Kept | None) -> Tensor:
-        """See PairAttention.attend; nothing is kept."""
+    def attend(
+        self, q_L1HD: Tensor, k_L1GD: Tensor, v_L1GD: Tensor, layout: PackLayout, saved: SavedAttention | None
+    ) -> Tensor:
+        """Attend as TreeAttention does; nothing is saved."""
         parts: list[Tensor] = []
-        for pair, trunk, branches in places(layout):
-            q_T, k_T, v_T = (x[trunk] for x in (query, key, value))
-            parts.append(self.trunk(q_T, k_T, v_T, None, AttnMaskType.causal))
-            q_B, k_B, v_B = (x[branches].permute(1, 2, 0, 3) for x in (query, key, value))
-            on_trunk = (x.permute(1, 2, 0, 3) for x in (k_T, v_T))
-            out_B = _BranchAttention.apply(q_B, k_B, v_B, *on_trunk, pair, self.cp_group, self.scale)
-            parts.append(out_B.permute(2, 0, 1, 3).flatten(2))
+        for tree, trunk, branches in trees_on_rank(layout):
+            q_T1HD, k_T1GD, v_T1GD = (x[trunk] for x in (q_L1HD, k_L1GD, v_L1GD))
+            parts.append(self.trunk(q_T1HD, k_T1GD, v_T1GD, None, AttnMaskType.causal))
+            q_HRD, k_GRD, v_GRD = (x[branches].permute(1, 2, 0, 3) for x in (q_L1HD, k_L1GD, v_L1GD))
+            k_GTD, v_GTD = (x.permute(1, 2, 0, 3) for x in (k_T1GD, v_T1GD))
+            out_HRD = _BranchAttention.apply(q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, tree, self.cp_group, self.scale)
+            parts.append(out_HRD.permute(2, 0, 1, 3).flatten(2))
         parts.append(parts[0].new_zeros(layout.tail, *parts[0].shape[1:]))
         return torch.cat(parts)
 
@@ -63,20 +65,21 @@ class _BranchAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        trunk_k: Tensor,
-        trunk_v: Tensor,
-        layout: PairLayout,
+        q_HRD: Tensor,
+        k_GRD: Tensor,
+        v_GRD: Tensor,
+        trunk_k_GTD: Tensor,
+        trunk_v_GTD: Tensor,
+        layout: TreeLayout,
         cp_group: ProcessGroup,
         scale: float,
     ) -> Tensor:
-        out, lse = branches_forward(q, k, v, trunk_k, trunk_v, layout, cp_group, scale)
-        ctx.save_for_backward(q, k, v, trunk_k, trunk_v, out, lse)
+        inputs = (q_HRD, k_GRD, v_GRD, trunk_k_GTD, trunk_v_GTD)
+        out_HRD, lse_HR = branches_forward(*inputs, layout, cp_group, scale)
+        ctx.save_for_backward(*inputs, out_HRD, lse_HR)
         ctx.rest = (layout, cp_group, scale)
-        return out
+        return out_HRD
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *branches_backward(grad_out, *ctx.saved_tensors, *ctx.rest), None, None, None
+    def backward(ctx: Any, grad_out_HRD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *branches_backward(grad_out_HRD, *ctx.saved_tensors, *ctx.rest), None, None, None

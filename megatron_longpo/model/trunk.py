@@ -9,6 +9,9 @@ log-sum-exp. With the zigzag split a block is one of three, all of them plain ke
     a later rank       second chunk  both chunks
 
 so that after the first step all ranks do the same work at every step.
+
+Letters in shapes, all of them after a leading 1: H = query heads, G = key-value heads, T = trunk tokens that this rank
+holds, D = size of a head.
 """
 
 from dataclasses import dataclass
@@ -35,76 +38,89 @@ class TrunkExchange:
     """Ranks that swap tokens for heads first."""
 
 
-def trunk_forward(q: Tensor, k: Tensor, v: Tensor, exchange: TrunkExchange, scale: float) -> tuple[Tensor, Tensor]:
-    """Attend.
-
-    Args:
-        q: [1, H, L, D]; k, v: [1, G, L, D]: this rank's trunk tokens.
-
-    Returns:
-        (output [1, H, L, D], log-sum-exp [1, H, L] fp32, nats).
-    """
+def trunk_forward(
+    q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, exchange: TrunkExchange, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attend this rank's trunk tokens: (output [1, H, T, D], log-sum-exp [1, H, T] fp32, nats)."""
     if exchange.heads is None:
-        return _forward(q, k, v, exchange, scale)
-    out, lse = _forward(*(tokens_to_heads(x, exchange.heads) for x in (q, k, v)), exchange=exchange, scale=scale)
-    return heads_to_tokens(out, exchange.heads), heads_to_tokens(lse.unsqueeze(-1), exchange.heads).squeeze(-1)
+        return _forward(q_HTD, k_GTD, v_GTD, exchange, scale)
+    out_HTD, lse_HT = _forward(
+        *(tokens_to_heads(x, exchange.heads) for x in (q_HTD, k_GTD, v_GTD)), exchange=exchange, scale=scale
+    )
+    return heads_to_tokens(out_HTD, exchange.heads), heads_to_tokens(lse_HT.unsqueeze(-1), exchange.heads).squeeze(-1)
 
 
 def trunk_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, exchange: TrunkExchange, scale: float
+    grad_out_HTD: Tensor,
+    q_HTD: Tensor,
+    k_GTD: Tensor,
+    v_GTD: Tensor,
+    out_HTD: Tensor,
+    lse_HT: Tensor,
+    exchange: TrunkExchange,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients (dQ, dK, dV) of trunk_forward, given what it took and returned."""
+    """Compute the gradients (dQ, dK, dV) of trunk_forward from what it took and returned."""
     if exchange.heads is None:
-        return _backward(grad_out, q, k, v, out, lse, exchange, scale)
+        return _backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, exchange, scale)
     group = exchange.heads
-    moved = (tokens_to_heads(x, group) for x in (grad_out, q, k, v, out, lse.unsqueeze(-1)))
-    grad_out, q, k, v, out, lse = moved
-    grads = _backward(grad_out, q, k, v, out, lse.squeeze(-1), exchange, scale)
-    dq, dk, dv = (heads_to_tokens(grad, group) for grad in grads)
-    return dq, dk, dv
+    moved = (tokens_to_heads(x, group) for x in (grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT.unsqueeze(-1)))
+    grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT = moved
+    grads = _backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT.squeeze(-1), exchange, scale)
+    dq_HTD, dk_GTD, dv_GTD = (heads_to_tokens(grad, group) for grad in grads)
+    return dq_HTD, dk_GTD, dv_GTD
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, exchange: TrunkExchange, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(
+    q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, exchange: TrunkExchange, scale: float
+) -> tuple[Tensor, Tensor]:
     if exchange.keys is None or exchange.keys.size() == 1:
-        return attend(q, k, v, True, scale)
-    visiting = (GatheredKeys if exchange.gather else RingKeys)(k, v, exchange.keys)
-    out = torch.zeros_like(q, dtype=torch.float32)
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
+        return attend(q_HTD, k_GTD, v_GTD, True, scale)
+    visiting = (GatheredKeys if exchange.gather else RingKeys)(k_GTD, v_GTD, exchange.keys)
+    out_HTD = torch.zeros_like(q_HTD, dtype=torch.float32)
+    lse_HT = q_HTD.new_full(q_HTD.shape[:3], -torch.inf, dtype=torch.float32)
     for source, their_k, their_v in visiting:
-        queries, keys, causal = _block(exchange.keys.rank(), source, q.shape[2])
-        block_out, block_lse = attend(q[:, :, queries], their_k[:, :, keys], their_v[:, :, keys], causal, scale)
-        before = lse[:, :, queries]
+        queries, keys, causal = _block(exchange.keys.rank(), source, q_HTD.shape[2])
+        block_out, block_lse = attend(q_HTD[:, :, queries], their_k[:, :, keys], their_v[:, :, keys], causal, scale)
+        before = lse_HT[:, :, queries]
         after = torch.logaddexp(before, block_lse)
-        out[:, :, queries] *= torch.exp(before - after).unsqueeze(-1)
-        out[:, :, queries] += torch.exp(block_lse - after).unsqueeze(-1) * block_out
-        lse[:, :, queries] = after
-    return out.to(q.dtype), lse
+        out_HTD[:, :, queries] *= torch.exp(before - after).unsqueeze(-1)
+        out_HTD[:, :, queries] += torch.exp(block_lse - after).unsqueeze(-1) * block_out
+        lse_HT[:, :, queries] = after
+    return out_HTD.to(q_HTD.dtype), lse_HT
 
 
 def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, exchange: TrunkExchange, scale: float
+    grad_out_HTD: Tensor,
+    q_HTD: Tensor,
+    k_GTD: Tensor,
+    v_GTD: Tensor,
+    out_HTD: Tensor,
+    lse_HT: Tensor,
+    exchange: TrunkExchange,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if exchange.keys is None or exchange.keys.size() == 1:
-        return attend_backward(grad_out, q, k, v, out, lse, True, scale)
-    visiting = (GatheredKeys if exchange.gather else RingKeys)(k, v, exchange.keys)
-    dq = torch.zeros_like(q, dtype=torch.float32)
+        return attend_backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, True, scale)
+    visiting = (GatheredKeys if exchange.gather else RingKeys)(k_GTD, v_GTD, exchange.keys)
+    dq_HTD = torch.zeros_like(q_HTD, dtype=torch.float32)
     for source, their_k, their_v in visiting:
-        queries, keys, causal = _block(exchange.keys.rank(), source, q.shape[2])
+        queries, keys, causal = _block(exchange.keys.rank(), source, q_HTD.shape[2])
         block_dq, block_dk, block_dv = attend_backward(
-            *(x[:, :, queries] for x in (grad_out, q)),
+            *(x[:, :, queries] for x in (grad_out_HTD, q_HTD)),
             *(x[:, :, keys] for x in (their_k, their_v)),
-            *(x[:, :, queries] for x in (out, lse)),
+            *(x[:, :, queries] for x in (out_HTD, lse_HT)),
             causal=causal,
             scale=scale,
         )
-        dq[:, :, queries] += block_dq
+        dq_HTD[:, :, queries] += block_dq
         visiting.add_gradient(block_dk, block_dv, keys)
-    dk, dv = visiting.gradient()
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+    dk_GTD, dv_GTD = visiting.gradient()
+    return dq_HTD.to(q_HTD.dtype), dk_GTD.to(k_GTD.dtype), dv_GTD.to(v_GTD.dtype)
 
 
 def _block(rank: int, source: int, length: int) -> tuple[slice, slice, bool]:
-    """What this rank attends to of ``source``'s keys: (queries, keys, causal)."""
+    """Tell what this rank attends to of ``source``'s keys: (queries, keys, causal)."""
     half = length // 2
     if source == rank:
         return WHOLE, WHOLE, True

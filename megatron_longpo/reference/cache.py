@@ -54,8 +54,8 @@ class ReferenceCache:
         """
         if not path.is_file():
             raise UserError(
-                f"{path}: no reference log-probs there; run `megatron-longpo score-reference` first, for "
-                "--longpo-objective dpo with --context long"
+                f"{path}: no reference log-probs there; run `megatron-longpo score-reference` first, for an objective "
+                "whose reference reads the long context with --context long"
             )
         try:
             with np.load(path, allow_pickle=False) as arrays:

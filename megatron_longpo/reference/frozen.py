@@ -21,12 +21,14 @@ from megatron_longpo.hf.folder import RELEASE
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.exchange import check_exchange
-from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.model.forward import forward_pack, pack, tree_input
 from megatron_longpo.model.rope_parameters import RopeParameters
-from megatron_longpo.model.targets import pair_logps
+from megatron_longpo.model.targets import tree_logps
 
 Conversation = Mapping[str, Tensor]
 """data/dataset.py's Conversation, as tensors."""
+ScoredTree = tuple[Conversation, Sequence[str]]
+"""A conversation and the answers of it that are branches, "chosen", "rejected" or both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class FrozenReference:
     vocab_size: int
     """Tokens of the real vocabulary."""
     sequence_multiple: int
-    """A rank's share of a sequence is padded to a multiple of this."""
+    """A rank's tokens of a sequence are padded to a multiple of this."""
 
 
 def check_reference_checkpoint(checkpoint: Path, args: argparse.Namespace, option: str) -> None:
@@ -122,24 +124,27 @@ def load_model(
     return model
 
 
-def score(reference: FrozenReference, conversations: Sequence[Conversation]) -> list[Tensor]:
-    """Score conversations in one pipeline schedule of their own.
+def score(reference: FrozenReference, trees: Sequence[ScoredTree]) -> list[Tensor]:
+    """Score trees in one pipeline schedule of their own.
+
+    Args:
+        trees: conversations, each with the answers to score.
 
     Returns:
-        Per conversation the (chosen, rejected) sums of each turn: float64 [K, 2], nats, on the CPU. Empty on all but
-        the last pipeline stage.
+        For each tree the sum of each turn of its answers: float64 [K, answers], nats, on the CPU. Empty on all but the
+        last pipeline stage.
     """
 
-    def forward_step(data: Iterator[Conversation], model: nn.Module) -> Any:
+    def forward_step(data: Iterator[ScoredTree], model: nn.Module) -> Any:
         return _forward(next(data), model, reference)
 
     pipeline = parallel_state.get_pipeline_model_parallel_world_size()  # never interleaved, whatever the policy's is
     with torch.no_grad():
         return get_forward_backward_func(pp_size=pipeline, vp_size=None)(
             forward_step_func=forward_step,
-            data_iterator=iter(conversations),
+            data_iterator=iter(trees),
             model=[reference.model],
-            num_microbatches=len(conversations),
+            num_microbatches=len(trees),
             seq_length=0,  # ignored: stages exchange shapes (variable_seq_lengths)
             micro_batch_size=1,
             forward_only=True,
@@ -147,20 +152,16 @@ def score(reference: FrozenReference, conversations: Sequence[Conversation]) -> 
         )
 
 
-def _forward(conversation: Conversation, model: nn.Module, reference: FrozenReference) -> Any:
+def _forward(scored: ScoredTree, model: nn.Module, reference: FrozenReference) -> Any:
     """(this stage's output, what the schedule calls with the last stage's)."""
     cp_group = parallel_state.get_context_parallel_group()
-    pair = pair_input(
-        *(conversation[name] for name in ("trunk", "chosen", "rejected", "chosen_spans", "rejected_spans")),
-        nll_over_all=False,
-        cp_rank=cp_group.rank(),
-        cp_size=cp_group.size(),
-    )
-    batch = pack([pair], reference.sequence_multiple).to(torch.cuda.current_device())
+    conversation, answers = scored
+    tree = tree_input(conversation, answers, nll_tokens=None, cp_rank=cp_group.rank(), cp_size=cp_group.size())
+    batch = pack([tree], reference.sequence_multiple).to(torch.cuda.current_device())
 
     def sums(token_logp_N: Tensor, non_loss_data: bool = True) -> Tensor:
-        (logps,) = pair_logps(token_logp_N, batch.targets, cp_group)
-        return torch.stack((logps.chosen_K, logps.rejected_K), dim=1).cpu()
+        (logps,) = tree_logps(token_logp_N, batch.targets, cp_group)
+        return logps.logp_BK.T.cpu()
 
     tp_group = parallel_state.get_tensor_model_parallel_group()
     return forward_pack(model, batch, reference.vocab_size, tp_group), sums

@@ -8,7 +8,7 @@ wait for the one before it in an order that the policy's schedule does not keep.
 where the loss is computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_longpo.data.render import Context
-from megatron_longpo.reference.frozen import Conversation, FrozenReference, score
+from megatron_longpo.data.trees import TreeKind
+from megatron_longpo.reference.frozen import FrozenReference, ScoredTree, score
 
-Sample = dict[str, Any]
-"""What data/dataset.py yields for a pair, as tensors; ``short`` is a list of conversations."""
+Sample = Mapping[str, Any]
+"""What data/dataset.py yields for a pair, as tensors."""
 MicroBatch = Sequence[Sample]
 
 
@@ -28,11 +28,11 @@ class OnlineReference:
     """Puts the reference's log-probs into samples.
 
     Args:
-        context: what the reference reads; for ``short`` the samples must hold the short conversations.
+        reads: what the reference reads; for short contexts the samples must hold the short conversations.
     """
 
-    def __init__(self, model: FrozenReference, context: Context) -> None:
-        self._model, self._context = model, context
+    def __init__(self, model: FrozenReference, reads: Sequence[TreeKind]) -> None:
+        self._model, self._reads = model, reads
 
     def before(self, schedule: Callable[..., Any]) -> Callable[..., Any]:
         """``schedule`` (megatron/core/pipeline_parallel/schedules.py) on samples that are scored first."""
@@ -58,23 +58,26 @@ class OnlineReference:
         )
 
     def score(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """The samples with ``reference_chosen_logp`` and ``reference_rejected_logp``, on the last pipeline stage."""
+        """Return the samples with ``reference_CONTEXT_ANSWER`` for all that is read, on the last pipeline stage."""
         samples = [sample for batch in batches for sample in batch]
-        conversations = [self._conversations(sample) for sample in samples]
-        logps = iter(score(self._model, [one for of_pair in conversations for one in of_pair]))
-        scored = iter(
-            _with_logps(sample, list(islice(logps, len(of_pair))))
-            for sample, of_pair in zip(samples, conversations, strict=True)
-        )
+        trees = [self._trees(sample) for sample in samples]
+        logps = iter(score(self._model, [tree for of_pair in trees for _, of_kind in of_pair for tree in of_kind]))
+        scored = iter(_with_logps(sample, of_pair, logps) for sample, of_pair in zip(samples, trees, strict=True))
         return [list(islice(scored, len(batch))) for batch in batches]
 
-    def _conversations(self, sample: Sample) -> Sequence[Conversation]:
-        return sample["short"] if self._context == "short" else [sample]
+    def _trees(self, sample: Sample) -> list[tuple[TreeKind, list[ScoredTree]]]:
+        return [
+            (kind, [(one, kind.answers) for one in ([sample["long"]] if kind.context == "long" else sample["short"])])
+            for kind in self._reads
+        ]
 
 
-def _with_logps(sample: Sample, logps: list[Tensor]) -> Sample:
+def _with_logps(sample: Sample, trees: list[tuple[TreeKind, list[ScoredTree]]], logps: Iterator[Tensor]) -> Sample:
     """A new sample: Megatron keeps the one it drew, to draw it again (megatron/core/rerun_state_machine.py)."""
-    scored = {name: value for name, value in sample.items() if name != "short"}
-    if logps:
-        scored["reference_chosen_logp"], scored["reference_rejected_logp"] = torch.cat(logps).T
+    scored = dict(sample)
+    for kind, of_kind in trees:
+        found = list(islice(logps, len(of_kind)))
+        if found:  # on the last pipeline stage
+            for answer, logp_K in zip(kind.answers, torch.cat(found).T, strict=True):
+                scored[f"reference_{kind.context}_{answer}"] = logp_K
     return scored

@@ -1,14 +1,16 @@
 """Where training gets its reference log-probs from: options, and what they lead to."""
 
 import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.data.render import Context
+from megatron_longpo.data.trees import TreeKind
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.sidecar import read_identity
-from megatron_longpo.objective.longpo import reference_context
+from megatron_longpo.objective.objectives import Objective
 from megatron_longpo.reference.cache import ReferenceCache, default_path
 from megatron_longpo.reference.frozen import check_reference_checkpoint
 
@@ -18,32 +20,37 @@ class OnlineSettings:
     """A reference that is kept in memory (online.py)."""
 
     checkpoint: Path
-    context: Context
+    reads: tuple[TreeKind, ...]
+    """What the objective reads of the reference."""
 
 
-def add_reference_options(group: argparse._ArgumentGroup) -> None:
-    """Training's options about the reference."""
-    group.add_argument(
+References = dict[Context, ReferenceCache] | OnlineSettings
+"""Log-probs by the context they were taken on (empty for an objective without a reference), or a model in memory."""
+
+
+def add_reference_options(add_argument: Callable[..., object]) -> None:
+    """Add training's options about the reference by a parser's or group's ``add_argument``."""
+    add_argument(
         "--longpo-reference",
         metavar="FILE",
-        help="reference log-probs (default: PREFIX.reference.npz, for dpo PREFIX.reference-long.npz)",
+        nargs="+",
+        help="reference log-probs, a file for each context that the objective's reference reads (default: "
+        "PREFIX.reference.npz for short contexts, PREFIX.reference-long.npz for long ones)",
     )
-    group.add_argument(
+    add_argument(
         "--longpo-online-reference",
         action="store_true",
         help="read no log-probs but keep the reference in memory, and score the pairs of every step before it",
     )
-    group.add_argument(
+    add_argument(
         "--longpo-reference-checkpoint",
         metavar="DIR",
         help="the reference's imported checkpoint, where it is not the one training starts from",
     )
 
 
-def open_reference(
-    args: argparse.Namespace, manifest: Manifest, source: Path
-) -> ReferenceCache | OnlineSettings | None:
-    """What the options ask for; None for an objective that has no reference.
+def open_reference(args: argparse.Namespace, objective: Objective, manifest: Manifest, source: Path) -> References:
+    """Find what the options ask for and the objective reads.
 
     Args:
         manifest: of the dataset.
@@ -52,25 +59,41 @@ def open_reference(
     Raises:
         UserError: the options contradict each other or the objective, or cache or checkpoint do not fit.
     """
-    context = reference_context(args.longpo_objective)
-    if context is None:
+    if not objective.reference:
         _refuse_any(args)
-        return None
+        return {}
     checkpoint = Path(args.longpo_reference_checkpoint or source)
     if args.longpo_online_reference:
         if args.longpo_reference:
             raise UserError("--longpo-online-reference reads no log-probs; remove it or --longpo-reference")
         check_reference_checkpoint(checkpoint, args, "--longpo-reference-checkpoint")
-        return OnlineSettings(checkpoint, context)
-    cache = ReferenceCache.open(Path(args.longpo_reference or default_path(Path(args.longpo_data), context)))
+        return OnlineSettings(checkpoint, objective.reference)
+    caches = _caches(args, [kind.context for kind in objective.reference])
     identity = read_identity(checkpoint)
-    cache.check(
-        dataset_fingerprint=manifest.fingerprint,
-        weights_sha256=identity.weights_sha256,
-        rope=identity.rope,
-        context=context,
-    )
-    return cache
+    for context, cache in caches.items():
+        cache.check(
+            dataset_fingerprint=manifest.fingerprint,
+            weights_sha256=identity.weights_sha256,
+            rope=identity.rope,
+            context=context,
+        )
+    return caches
+
+
+def _caches(args: argparse.Namespace, contexts: Sequence[Context]) -> dict[Context, ReferenceCache]:
+    """The files that are named, by the context that each says it was scored on; else those beside the dataset."""
+    if not args.longpo_reference:
+        return {context: ReferenceCache.open(default_path(Path(args.longpo_data), context)) for context in contexts}
+    files = [ReferenceCache.open(Path(name)) for name in args.longpo_reference]
+    if len(files) == 1 and len(contexts) == 1:
+        return {contexts[0]: files[0]}  # its own check says what does not fit
+    found: dict[Context, ReferenceCache] = {cache.manifest.context: cache for cache in files}
+    if len(found) != len(files) or set(found) != set(contexts):
+        raise UserError(
+            f"--longpo-reference has log-probs on {', '.join(cache.manifest.context for cache in files)} contexts, and "
+            f"--longpo-objective {args.longpo_objective} reads {' and '.join(contexts)}; give one file for each"
+        )
+    return found
 
 
 def _refuse_any(args: argparse.Namespace) -> None:

@@ -15,10 +15,11 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron_longpo import platform
 from megatron_longpo.errors import UserError
@@ -46,6 +47,7 @@ from megatron_longpo.reference.frozen import (  # noqa: E402
 from megatron_longpo.reference.journal import Journal  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ANSWERS = ("chosen", "rejected")
 PAIRS_PER_CALL = 8
 """Pairs between two journal writes; their turns are the micro-batches of one pipeline schedule."""
 
@@ -134,7 +136,8 @@ def _start_ranks(args: argparse.Namespace) -> None:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group(backend)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         args.tensor_model_parallel_size,
@@ -160,10 +163,10 @@ def _score_missing(reader: PairReader, context: Context, reference: FrozenRefere
     for first in range(0, len(mine), PAIRS_PER_CALL):
         indices = mine[first : first + PAIRS_PER_CALL]
         conversations = [reader[index].conversations(context) for index in indices]
-        logp = iter(score(reference, [_tensors(one) for of_pair in conversations for one in of_pair]))
+        logp = iter(score(reference, [(_tensors(one), ANSWERS) for of_pair in conversations for one in of_pair]))
         if writes:
             for index, of_pair in zip(indices, conversations, strict=True):
-                journal.append(index, [(turn[0], turn[1]) for _ in of_pair for turn in next(logp).tolist()])
+                journal.append(index, [(turn[0], turn[1]) for _ in of_pair for turn in _rows(next(logp))])
             journal.flush()
         tokens += sum(sum(one.lengths) for of_pair in conversations for one in of_pair)
         progress.set_postfix_str(f"{tokens / (time.monotonic() - start):,.0f} tokens/s")
@@ -171,8 +174,12 @@ def _score_missing(reader: PairReader, context: Context, reference: FrozenRefere
     progress.close()
 
 
+def _rows(logp_K2: Tensor) -> list[list[float]]:
+    return cast(list[list[float]], logp_K2.tolist())  # pyright: ignore[reportUnknownMemberType]
+
+
 def _tensors(conversation: TrunkAndBranches) -> Conversation:
-    return {name: torch.from_numpy(array) for name, array in conversation_arrays(conversation).items()}
+    return {name: torch.as_tensor(array) for name, array in conversation_arrays(conversation).items()}
 
 
 def main() -> int:

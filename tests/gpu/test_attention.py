@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_longpo.model.attention import _PairAttention, pair_attention
-from megatron_longpo.model.layout import PackLayout, PairLayout
+from megatron_longpo.model.attention import _TreeAttention, tree_attention
+from megatron_longpo.model.layout import PackLayout, TreeLayout
 from megatron_longpo.model.trunk import TrunkExchange
 from tests.unit.model.test_attention import masked_attention, pair_mask
 
@@ -28,12 +28,12 @@ def test_bf16_equals_masked_attention(
 ) -> None:
     """2e-2: inputs are bf16 on both sides; the kernel rounds probabilities and the two partial outputs to 8 bits."""
     torch.manual_seed(0)
-    layout = PairLayout(*lengths)
+    layout = TreeLayout(*lengths)
     q, k, v = (torch.randn(1, n, layout.length, 64, dtype=torch.bfloat16) for n in (heads, groups, groups))
     grad = torch.randn(1, heads, layout.length, 64, dtype=torch.bfloat16)
     on_gpu = [x.cuda().requires_grad_() for x in (q, k, v)]
     rest = (PackLayout((layout,)), TrunkExchange(), one_rank, 0.125)
-    out = _PairAttention.apply(*on_gpu, *pair_attention(*on_gpu, *rest), *rest)
+    out = _TreeAttention.apply(*on_gpu, *tree_attention(*on_gpu, *rest), *rest)
     out.backward(grad.cuda())
     on_cpu = [x.double().requires_grad_() for x in (q, k, v)]
     expected = masked_attention(*on_cpu, pair_mask(layout))

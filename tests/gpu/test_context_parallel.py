@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_longpo.model.layout import pair_layout
+from megatron_longpo.model.layout import tree_layout
 from tests.unit.model.test_attention import AttentionCase, attend_on_ranks, masked_gradients, whole
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
@@ -28,7 +28,7 @@ def test_equals_masked_attention(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(attend, (2, tmp_path), nprocs=2)
     by_rank = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for index, case in enumerate(CASES):
-        layout = pair_layout(*case.lengths, 2)
+        layout = tree_layout(*case.lengths, 2)
         found = [whole(parts, layout) for parts in zip(*(results[index] for results in by_rank), strict=True)]
         for ours, theirs in zip(found, masked_gradients(case, layout), strict=True):
             scale = theirs.abs().max().item()

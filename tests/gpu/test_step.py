@@ -19,7 +19,7 @@ from megatron_longpo.hf.import_hf import import_hf
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import PackInput, forward_pack, pack, pair_input
+from megatron_longpo.model.forward import PackInput, TreeInput, forward_pack, pack, tree_input
 from megatron_longpo.model.rope_parameters import RopeParameters
 from tests.unit.hf.models import save_tokenizer
 
@@ -82,6 +82,13 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def pair_tree(trunk: Tensor, chosen: Tensor, rejected: Tensor, nll_tokens: Any = None) -> TreeInput:
+    """A pair with one response a branch, all of it but the first token."""
+    conversation = {"trunk": trunk, "chosen": chosen, "rejected": rejected}
+    conversation |= {f"{name}_spans": torch.tensor([[1, len(conversation[name])]]) for name in ("chosen", "rejected")}
+    return tree_input(conversation, ("chosen", "rejected"), nll_tokens=nll_tokens)
+
+
 def random_batch() -> tuple[PackInput, list[Tensor]]:
     """Two pairs in a micro-batch padded to 16 tokens, and their ids: trunk, chosen, rejected of each."""
     generator = torch.Generator().manual_seed(0)
@@ -89,8 +96,7 @@ def random_batch() -> tuple[PackInput, list[Tensor]]:
     for trunk in (TRUNK, 33):
         parts = [torch.randint(VOCAB, (length,), generator=generator) for length in (trunk, BRANCH, BRANCH + 7)]
         parts[2][0] = parts[1][0]
-        spans = [torch.tensor([[1, len(part)]]) for part in parts[1:]]
-        pairs.append(pair_input(*parts, *spans, nll_over_all=False))
+        pairs.append(pair_tree(*parts))
         ids += parts
     return pack(pairs, multiple=16).to("cuda"), ids
 
@@ -163,8 +169,7 @@ def test_memory_at_128k(impl: str, one_rank: dist.ProcessGroup) -> None:
     shape = ModelShape.of(MISTRAL_7B_LAYER, RopeParameters(rope_theta=1e7), multiple=1)
     model = build_model(config, shape).bfloat16().cuda()
     ids = torch.randint(32768, (trunk + 2 * branch,))
-    spans = torch.tensor([[1, branch]])
-    pair = pair_input(ids[:trunk], ids[trunk:-branch], ids[-branch:], spans, spans, nll_over_all=True)
+    pair = pair_tree(ids[:trunk], ids[trunk:-branch], ids[-branch:], "all")
     torch.cuda.reset_peak_memory_stats()
     forward_pack(model, pack([pair]).to("cuda"), 32768, one_rank, keep_attention=impl == "local").sum().backward()
     peak = torch.cuda.max_memory_allocated()

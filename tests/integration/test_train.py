@@ -10,10 +10,11 @@ from transformers import AutoConfig
 
 from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.data.trees import TreeKind, tree_lengths
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.hf.training_record import training_record_at
-from megatron_longpo.model.flops import pair_flops
+from megatron_longpo.model.flops import tree_flops
 from tests.workspace import Workspace, make_workspace, read_metrics, train, verb
 
 TEN = ["--train-iters", "10", "--save-interval", "5", "--split", "70,30,0", "--eval-interval", "5"]
@@ -72,7 +73,8 @@ def test_flops_are_those_of_the_pairs(work: Workspace, straight: Path) -> None:
     reader = PairReader(work.data)
     order = PairOrder(split_pairs(len(reader), "70,30,0")[0], 1234)
     pairs = [order(sample) for sample in range(10 * 4)]
-    forward = pair_flops(megatron_options(read_hf_config(work.imported)), reader.long_lengths()[pairs]).sum()
+    lengths_T3 = tree_lengths(reader, [TreeKind("long")]).lengths_T3
+    forward = tree_flops(megatron_options(read_hf_config(work.imported)), lengths_T3[pairs]).sum()
     assert 3 * forward < saved < 1.03 * 3 * forward
 
 

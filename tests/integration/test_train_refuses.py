@@ -43,9 +43,12 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--longpo-tokens-per-microbatch", "8"], "8 is below the longest pair"),
     (["--rampup-batch-size", "2", "2", "8"], "--rampup-batch-size"),
     (["--num-layers", "7"], "--num-layers is 7 but the checkpoint"),
-    (["--longpo-beta", "0"], "--longpo-beta must be above 0"),
+    (["--longpo-beta", "0"], "--longpo-beta 0 must be above 0"),
     (["--longpo-pref-coef", "0", "--longpo-nll-coef", "0"], "nothing to train"),
-    (["--longpo-objective", "ipo", "--longpo-label-smoothing", "0.1"], "ipo has no label smoothing"),
+    (
+        ["--longpo-objective", "ipo", "--longpo-label-smoothing", "0.1"],
+        "ipo has no --longpo-label-smoothing; remove it, or choose longpo, longpo-per-turn, dpo",
+    ),
     (
         ["--longpo-recompute", "keep-attention", "--recompute-granularity", "selective"],
         "remove --recompute-granularity selective",
@@ -94,6 +97,18 @@ REFUSED: list[tuple[list[str], str]] = [
     ),
     (["--longpo-objective", "sft", "--longpo-reference", "REFERENCE"], "sft has no reference; remove --longpo-ref"),
     (["--longpo-objective", "sft", "--longpo-online-reference"], "remove --longpo-online-reference"),
+    (["--longpo-objective", "sft", "--longpo-beta", "0.1"], "sft has no --longpo-beta; remove it"),
+    (["--longpo-objective", "sft", "--longpo-nll-coef", "0"], "--longpo-nll-coef are 0: there is nothing to train"),
+    (
+        ["--longpo-objective", "simpo", "--longpo-alpha", "1"],
+        "simpo has no --longpo-alpha; remove it, or choose solopo",
+    ),
+    (["--longpo-objective", "solopo-dpo"], "data.reference-long.npz: no reference log-probs there"),
+    (
+        ["--longpo-objective", "solopo-dpo", "--longpo-reference", "REFERENCE"],
+        "--longpo-reference has log-probs on short contexts, and --longpo-objective solopo-dpo reads long and short",
+    ),
+    (["--longpo-beta", "nan"], "--longpo-beta"),
 ]
 """Options, and what the line that refuses them says; REFERENCE is a cache of the short contexts."""
 

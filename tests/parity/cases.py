@@ -6,12 +6,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longpo.objective.objectives import OBJECTIVES
+
 Sample = dict[str, Any]
 """As data/dataset.py yields it."""
 
 VOCAB = 131  # odd: tp 2 needs a padding row, which must get no probability
-BETA, PREF_COEF, NLL_COEF = 0.5, 2.0, 0.7
+COEFFICIENTS = {
+    "beta": 0.5,
+    "pref_coef": 2.0,
+    "nll_coef": 0.7,
+    "label_smoothing": 0.1,
+    "gamma": 0.3,
+    "alpha": 1.3,
+}
 """Far from the defaults, where the preference term is 1e-4 of the gradient and an error in it would not show."""
+SMALL_BETA = 0.02
+"""Of hinge and ipo, whose gradients would be zero or enormous with the other: margins are about 10 nats."""
+
+
+def coefficients(objective: str) -> dict[str, float]:
+    """The coefficients under test that an objective has."""
+    values = COEFFICIENTS | ({"beta": SMALL_BETA} if objective in ("hinge", "ipo") else {})
+    return {name: values[name] for name in OBJECTIVES[objective].defaults}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +37,7 @@ class Case:
 
     architecture: str
     """llama, mistral, qwen2 or qwen3."""
+    objective: str = "longpo"
     tied: bool
     tp: int = 1
     pp: int = 1
@@ -35,7 +53,7 @@ class Case:
     num_turns: int = 1
     nll_over_all: bool = True
     reference: str = "cached"
-    """cached (log-probs that are given) or online (a second model that scores short conversations)."""
+    """cached (log-probs that are given) or online (a second model that scores what the reference reads)."""
     edges: bool = False
     """Two of the pairs are extreme: see random_pairs."""
     seed: int = 0
@@ -64,6 +82,7 @@ class Case:
             f"tp{self.tp}pp{self.pp}" + (f"cp{self.cp}" if self.cp > 1 else "") + f"dp{self.dp}",
             self.cp_comm_type if self.cp > 1 else "",
             self.model,
+            self.objective,
             f"{self.num_turns}turns",
             self.recompute,
             f"pack{self.pairs_per_microbatch}" if self.pairs_per_microbatch > 1 else "",
@@ -79,9 +98,9 @@ class Case:
 def random_pairs(case: Case) -> list[Sample]:
     """Pairs of uneven lengths with ``case.num_turns`` turns, and reference log-probs in a plausible range.
 
-    With an online reference ``short`` has a conversation a turn in the place of the log-probs. With ``edges`` the first
-    pair's answers are nothing but the token that ends them and its instructions one token; the second has a trunk of
-    three tokens, shorter than two a context-parallel rank, and so branches longer than a rank's share of it.
+    With an online reference there are no log-probs. With ``edges`` the first pair's answers are nothing but the token
+    that ends them and its instructions one token; the second has a trunk of three tokens, shorter than two a
+    context-parallel rank, and so branches longer than a rank's part of it.
     """
     rng = np.random.default_rng(case.seed)
     pairs = [_random_pair(rng, case.num_turns) for _ in range(case.num_pairs)]
@@ -89,28 +108,28 @@ def random_pairs(case: Case) -> list[Sample]:
         pairs[0] = _random_pair(rng, case.num_turns, max_answer=1, max_instruction=1)
         pairs[1] = _random_pair(rng, case.num_turns, trunk=3)
     if case.reference == "online":
-        for pair in pairs:
-            del pair["reference_chosen_logp"], pair["reference_rejected_logp"]
-            pair["short"] = [_random_conversation(rng, 1) for _ in range(case.num_turns)]
+        pairs = [{name: pair[name] for name in ("long", "short", "weight")} for pair in pairs]
     return pairs
 
 
 def _random_pair(rng: np.random.Generator, num_turns: int, **lengths: int) -> Sample:
-    pair = _random_conversation(rng, num_turns, **lengths)
-    for branch in ("chosen", "rejected"):
-        starts, stops = pair[f"{branch}_spans"].T
-        pair[f"reference_{branch}_logp"] = -5.0 * (stops - starts) + rng.normal(size=num_turns)
-    return {**pair, "weight": np.array(1.0)}
+    pair: Sample = {"long": _random_conversation(rng, num_turns, **lengths), "weight": np.array(1.0)}
+    pair["short"] = [_random_conversation(rng, 1, **lengths) for _ in range(num_turns)]
+    for context in ("short", "long"):
+        for answer in ("chosen", "rejected"):
+            starts, stops = pair["long"][f"{answer}_spans"].T
+            pair[f"reference_{context}_{answer}"] = -5.0 * (stops - starts) + rng.normal(size=num_turns)
+    return pair
 
 
 def _random_conversation(
     rng: np.random.Generator, num_turns: int, trunk: int = 0, max_answer: int = 11, max_instruction: int = 5
 ) -> Sample:
     """``trunk`` 0: of any length; lengths in tokens, an answer's with the token that ends it."""
-    opener = rng.integers(VOCAB)
+    first = rng.integers(VOCAB)
     limits = (num_turns, max_answer, max_instruction)
-    chosen, chosen_spans = _random_branch(rng, opener, *limits)
-    rejected, rejected_spans = _random_branch(rng, opener, *limits)
+    chosen, chosen_spans = _random_branch(rng, first, *limits)
+    rejected, rejected_spans = _random_branch(rng, first, *limits)
     return {
         "trunk": rng.integers(VOCAB, size=trunk or rng.integers(5, 60)),
         "chosen": chosen,
@@ -121,10 +140,10 @@ def _random_conversation(
 
 
 def _random_branch(
-    rng: np.random.Generator, opener: int, num_turns: int, max_answer: int, max_instruction: int
+    rng: np.random.Generator, first: int, num_turns: int, max_answer: int, max_instruction: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(tokens, spans): the opener, then per turn an answer, and between turns a few tokens of instruction."""
-    tokens, spans = [opener], []
+    """(tokens, spans): the token that predicts the first answer, then the answers with instructions between them."""
+    tokens, spans = [first], []
     for turn in range(num_turns):
         if turn:
             tokens += rng.integers(VOCAB, size=rng.integers(1, max_instruction + 1)).tolist()

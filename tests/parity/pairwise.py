@@ -2,8 +2,8 @@
 
     python -m tests.parity.pairwise
 
-prints them with the seed. Eight cases for each layout of at most eight ranks; each case is the candidate, of a number
-drawn at random, that meets the most pairs of values not met before.
+prints them with the seed. Ten cases or more for each layout of at most eight ranks; each case is the candidate, of a
+number drawn at random, that meets the most pairs of values not met before.
 """
 
 import functools
@@ -12,10 +12,11 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_longpo.objective.objectives import OBJECTIVES
 from tests.parity.cases import Case
 
-SEED = 20261122
-CASES_PER_LAYOUT = 8
+SEED = 20261126
+CASES_PER_LAYOUT = 10
 CANDIDATES = 200
 
 LAYOUTS = [
@@ -24,6 +25,7 @@ LAYOUTS = [
     if tp * pp * cp * dp <= 8
 ]
 SWITCHES: dict[str, tuple[Any, ...]] = {
+    "objective": tuple(OBJECTIVES),
     "architecture": ("llama", "mistral", "qwen2", "qwen3"),
     "tied": (False, True),
     "sequence_parallel": (False, True),
@@ -36,7 +38,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "reference": ("cached", "online"),
     "edges": (False, True),
 }
-CONSTRAINED = ("sequence_parallel", "cp_comm_type")
+CONSTRAINED = ("sequence_parallel", "cp_comm_type", "objective", "reference")
 """The switches that is_possible looks at."""
 Pair = tuple[tuple[str, Any], tuple[str, Any]]
 
@@ -45,6 +47,8 @@ def is_possible(values: dict[str, Any]) -> bool:
     """The switches have a meaning in the layout: a switch that does nothing is left at its first value."""
     tp, cp = values["tp"], values["cp"]
     if values["sequence_parallel"] and tp == 1:
+        return False
+    if values["reference"] == "online" and not OBJECTIVES[values["objective"]].reference:
         return False
     match values["cp_comm_type"]:
         case "p2p":
@@ -81,22 +85,29 @@ def _ordered(pair: Pair) -> Pair:
 
 @functools.cache
 def all_cases() -> list[Case]:
-    """Eight cases a layout, in the order of LAYOUTS; the same ones in every process."""
+    """Ten cases a layout, in the order of LAYOUTS, then what is missing; the same ones in every process."""
     return list(_generate())
 
 
 def _generate() -> Iterator[Case]:
     rng = random.Random(SEED)
     met = set[Pair]()
+
+    def best(layouts: list[tuple[int, int, int, int]]) -> Case:
+        candidates = [
+            dict(zip(("tp", "pp", "cp", "dp"), rng.choice(layouts), strict=True))
+            | {name: rng.choice(values) for name, values in SWITCHES.items()}
+            for _ in range(CANDIDATES)
+        ]
+        found = max(filter(is_possible, candidates), key=lambda values: len(pairs_of(values) - met))
+        met.update(pairs_of(found))
+        return Case(**found, seed=rng.randrange(2))
+
     for layout in LAYOUTS:
-        axes = dict(zip(("tp", "pp", "cp", "dp"), layout, strict=True))
-        for _ in range(CASES_PER_LAYOUT):
-            candidates = [
-                axes | {name: rng.choice(values) for name, values in SWITCHES.items()} for _ in range(CANDIDATES)
-            ]
-            best = max(filter(is_possible, candidates), key=lambda values: len(pairs_of(values) - met))
-            met |= pairs_of(best)
-            yield Case(**best, seed=rng.randrange(2))
+        yield from (best([layout]) for _ in range(CASES_PER_LAYOUT))
+    possible = possible_pairs()
+    while possible - met:
+        yield best(LAYOUTS)
 
 
 def sample() -> list[Case]:

@@ -27,12 +27,12 @@ from megatron_longpo.hf.names import name_table
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.objective.longpo import Objective
+from megatron_longpo.objective.objectives import OBJECTIVES
 from megatron_longpo.reference.frozen import load_frozen
 from megatron_longpo.reference.online import OnlineReference
 from megatron_longpo.step import StepSettings, forward_step
 from megatron_longpo.step_metrics import take_breakdowns
-from tests.parity.cases import BETA, NLL_COEF, PREF_COEF, Case, random_pairs
+from tests.parity.cases import Case, coefficients, random_pairs
 from tests.parity.oracle import Result
 
 EPSILON = 2.0**40
@@ -98,7 +98,7 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
             cp_comm_type=[case.cp_comm_type],
             transformer_impl="local",
         )
-        schedule = OnlineReference(frozen, "short").before(schedule)
+        schedule = OnlineReference(frozen, OBJECTIVES[case.objective].reference).before(schedule)
     reports = _step(case, config, shape, model, schedule)
     stepped = folder / case.name / "stepped"
     if torch.distributed.get_rank() == 0:
@@ -142,8 +142,9 @@ def _step(
     settings = StepSettings(
         vocab_size=shape.vocab_size,
         sequence_multiple=case.tp if case.sequence_parallel else 1,
-        objective=Objective(beta=BETA, pref_coef=PREF_COEF, nll_coef=NLL_COEF),
-        nll_over_all=case.nll_over_all,
+        objective=OBJECTIVES[case.objective],
+        coefficients=OBJECTIVES[case.objective].coefficients(coefficients(case.objective)),
+        nll_tokens="all" if case.nll_over_all else "response",
         check_finite=False,
         max_turns=case.num_turns,
         length_buckets=(64,),

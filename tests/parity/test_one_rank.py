@@ -1,7 +1,7 @@
 """The same comparison as test_step.py on a few layouts only: for a quick look, and what tests/mutations.py runs.
 
-One rank with tied embeddings, two data-parallel ranks of uneven pairs, two context-parallel ranks, and a reference in
-memory, each with several micro-batches.
+One rank with tied embeddings, two data-parallel ranks of uneven pairs, two context-parallel ranks, a reference in
+memory, and objectives that read other trees, each with several micro-batches.
 """
 
 import itertools
@@ -18,6 +18,11 @@ CASES = {
     "two-context-parallel": Case(architecture="llama", tied=False, cp=2, num_turns=2, seed=103),
     "online-reference": Case(architecture="qwen2", tied=False, pp=2, cp=2, num_turns=2, reference="online", seed=105),
     "keep-attention": Case(architecture="mistral", tied=True, cp=2, num_turns=2, recompute="keep-attention", seed=104),
+    "solopo-dpo": Case(architecture="llama", tied=False, cp=2, num_turns=2, objective="solopo-dpo", seed=106),
+    "solopo-simpo": Case(architecture="llama", tied=True, pairs_per_microbatch=2, objective="solopo-simpo", seed=107),
+    "solopo-orpo": Case(architecture="qwen3", tied=False, dp=2, num_turns=2, objective="solopo-orpo", seed=108),
+    "sft-constrained": Case(architecture="qwen2", tied=False, num_turns=2, objective="sft-constrained", seed=109),
+    "sft-rejected": Case(architecture="mistral", tied=False, cp=2, objective="sft-rejected", seed=110),
     "packed": Case(architecture="llama", tied=False, cp=2, dp=2, num_turns=2, pairs_per_microbatch=2, seed=105),
 }
 
@@ -32,5 +37,5 @@ def test_the_data_parallel_ranks_hold_pairs_of_different_lengths() -> None:
     """Else an average over ranks and one over pairs would be the same number."""
     pairs = random_pairs(CASES["two-data-parallel"])
     for name in ("trunk", "chosen", "rejected"):
-        lengths = [len(pair[name]) for pair in pairs]
+        lengths = [len(pair["long"][name]) for pair in pairs]
         assert all(mine != others for mine, others in itertools.pairwise(lengths)), (name, lengths)

@@ -4,15 +4,17 @@ import itertools
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from megatron_longpo.batches import as_tensors
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.model.forward import forward_pack, pack
 from megatron_longpo.model.rope_parameters import RopeParameters
-from megatron_longpo.objective.longpo import Objective
-from megatron_longpo.step import Sample, pair_reports
+from megatron_longpo.objective.objectives import OBJECTIVES
+from megatron_longpo.step import Sample, StepSettings, pair_reports, pair_trees
 from megatron_longpo.step_metrics import reports, take_breakdowns
 from tests.parity.cases import Case, random_pairs
 from tests.ranks import run_ranks
@@ -21,15 +23,30 @@ from tests.unit.model.test_keep_attention import OPTIONS
 NUM_PAIRS, MAX_TURNS, BUCKETS = 3, 3, (16, 64)
 
 
+def settings(objective: str) -> StepSettings:
+    return StepSettings(
+        vocab_size=50,
+        sequence_multiple=1,
+        objective=OBJECTIVES[objective],
+        coefficients=OBJECTIVES[objective].coefficients({}),
+        nll_tokens="all",
+        check_finite=True,
+        max_turns=MAX_TURNS,
+        length_buckets=BUCKETS,
+    )
+
+
 def samples() -> list[Sample]:
     """Pairs of one, two and three turns, with ids of OPTIONS' vocabulary."""
     cases = [Case(architecture="llama", tied=False, num_turns=turns, num_pairs=1, seed=turns) for turns in (1, 2, 3)]
     pairs = [random_pairs(case)[0] for case in cases]
-    ids = {"trunk", "chosen", "rejected"}
-    return [{name: torch.as_tensor(v % 50 if name in ids else v) for name, v in pair.items()} for pair in pairs]
+    for conversation in (one for pair in pairs for one in (pair["long"], *pair["short"])):
+        for name in ("trunk", "chosen", "rejected"):
+            conversation[name] %= 50
+    return as_tensors(pairs)
 
 
-def metrics_of_permutations() -> list[dict[str, torch.Tensor]]:
+def metrics_of_permutations(objective: str) -> list[dict[str, torch.Tensor]]:
     """reports() of the same pairs in every order, the rows put back into the first order."""
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(0)
@@ -40,23 +57,25 @@ def metrics_of_permutations() -> list[dict[str, torch.Tensor]]:
     found = []
     for order in itertools.permutations(range(NUM_PAIRS)):
         own = [samples()[index] for index in order]
-        names = ("trunk", "chosen", "rejected", "chosen_spans", "rejected_spans")
-        batch = pack([pair_input(*(sample[name] for name in names), nll_over_all=True) for sample in own])
+        batch = pack([tree for sample in own for tree in pair_trees(sample, settings(objective), groups[1])])
         logp_N = forward_pack(model, batch, 50, groups[0])
-        pairs = pair_reports(logp_N, own, batch, groups[1], Objective())
-        rows = reports(pairs, batch.layout, MAX_TURNS, BUCKETS)
+        pairs = pair_reports(logp_N, own, batch, groups[1], settings(objective))
+        rows = reports(pairs, batch.layout.tail, MAX_TURNS, BUCKETS)
         found.append({name: rows_P2[list(np.argsort(order))] for name, rows_P2 in rows.items()})
     return found
 
 
-def test_permuting_the_pairs_permutes_their_metrics() -> None:
+@pytest.mark.parametrize("objective", ["longpo", "solopo-dpo", "sft-constrained"])
+def test_permuting_the_pairs_permutes_their_metrics(objective: str) -> None:
     """Bit for bit, all of them packed into one micro-batch."""
-    first, *others = run_ranks(metrics_of_permutations, 1)[0]
+    first, *others = run_ranks(metrics_of_permutations, 1, objective)[0]
     assert len(others) == 5
     for other in others:
         assert other.keys() == first.keys()
         for name, rows_P2 in other.items():
             assert torch.equal(rows_P2, first[name]), name
+    if objective != "longpo":
+        return
     breakdown = {name: (rows_P2.sum(0)[0] / rows_P2.sum(0)[1]).item() for name, rows_P2 in first.items()}
     check_breakdown(first, take_breakdowns(dict[str, Any](breakdown)))
 

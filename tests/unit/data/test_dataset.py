@@ -32,7 +32,7 @@ def drawn(order: PairOrder, num_samples: int) -> list[int]:
 def test_a_sample_is_the_pair(reader: PairReader) -> None:
     reference = [np.arange(2.0 * turns).reshape(turns, 2) - index for index, turns in enumerate(TURNS)]
     order = PairOrder(range(len(reader)), seed=1)
-    dataset = PairDataset(reader, order, reference)
+    dataset = PairDataset(reader, order, {"short": reference, "long": reference[:]})
     for index in range(7):
         sample = dataset[index]
         pair_index = order(index)
@@ -43,17 +43,17 @@ def test_a_sample_is_the_pair(reader: PairReader) -> None:
             "rejected": long.rejected.tokens,
             "chosen_spans": long.chosen.spans,
             "rejected_spans": long.rejected.spans,
-            "pair_index": np.array(pair_index),
         }
-        floats = {
-            "weight": np.array(1.0),
-            "reference_chosen_logp": reference[pair_index][:, 0],
-            "reference_rejected_logp": reference[pair_index][:, 1],
-        }
-        assert sample.keys() == expected.keys() | floats.keys()
+        floats = {"weight": np.array(1.0)}
+        for context in ("short", "long"):
+            floats[f"reference_{context}_chosen"] = reference[pair_index][:, 0]
+            floats[f"reference_{context}_rejected"] = reference[pair_index][:, 1]
+        assert sample.keys() == {"long", "pair_index"} | floats.keys()
+        assert sample["pair_index"] == pair_index
+        assert sample["long"].keys() == expected.keys()
         for name, value in expected.items():
-            assert sample[name].dtype == np.int64
-            assert np.array_equal(sample[name], value)
+            assert sample["long"][name].dtype == np.int64
+            assert np.array_equal(sample["long"][name], value)
         for name, value in floats.items():
             assert sample[name].dtype == np.float64
             assert np.array_equal(sample[name], value)

@@ -13,11 +13,10 @@ from megatron_longpo import __version__
 from megatron_longpo.commands.main import main
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.card import CardFacts, base_model, model_card
-from megatron_longpo.hf.card_text import METHODS
 from megatron_longpo.hf.export_hf import export_hf
 from megatron_longpo.hf.import_hf import import_hf
 from megatron_longpo.hf.training_record import Settings, Stage, Stretch
-from megatron_longpo.objective.longpo import OBJECTIVES
+from megatron_longpo.objective.objectives import OBJECTIVES
 from tests.unit.hf.models import edit_config, save_model
 
 CONFIG = {"model_type": "mistral", "max_position_embeddings": 131072, "rope_theta": 1e7}
@@ -25,7 +24,9 @@ VERSIONS = {"megatron-longpo": "0.0.7", "megatron-core": "0.19.2"}
 
 
 def used(name: str = "longpo", beta: float = 0.01, num_pairs: int = 412, recompute: str | None = None) -> Settings:
+    objective = OBJECTIVES[name]
     return {
+        "method": {"description": objective.description, "tags": [*objective.tags, "long-context"]},
         "objective": {"name": name, "beta": beta},
         "schedule": {"learning_rate": 5e-7, "decay": "cosine"},
         "reference": {"rope": {"rope_type": "default", "rope_theta": 1e6}},
@@ -88,7 +89,10 @@ def test_every_setting_and_metric_is_in_a_table() -> None:
     ):
         assert row in rows
     num_metrics, num_heads = 4, 3 * 2
-    assert len(rows) == sum(len(values) for values in used().values()) + num_metrics + num_heads
+    assert (
+        len(rows)
+        == sum(len(values) for section, values in used().items() if section != "method") + num_metrics + num_heads
+    )
 
 
 def test_says_what_it_is_and_how_to_use_it() -> None:
@@ -149,10 +153,10 @@ def test_what_is_not_known_is_not_said(facts: CardFacts) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_has_words(name: str) -> None:
-    assert METHODS.keys() == set(OBJECTIVES)
     card = model_card(replace(FACTS, stages=[Stage(5, (Stretch(0, used(name)),))]))
-    assert METHODS[name].description in card
-    assert set(METHODS[name].tags) < set(ModelCard(card).data.to_dict()["tags"])
+    assert f" of {OBJECTIVES[name].description}." in card
+    assert {*OBJECTIVES[name].tags, "long-context"} < set(ModelCard(card).data.to_dict()["tags"])
+    assert not any(row[0] == "method" for row in table_rows(card))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from megatron_longpo.hf.training_record import (
     write_training_record,
 )
 
+METHOD = {"description": "LongPO", "tags": ["longpo"]}
+
 
 def settings(beta: float) -> Settings:
-    return {"objective": {"name": "longpo", "beta": beta}, "versions": {"megatron-longpo": "0.1"}}
+    return {"method": METHOD, "objective": {"name": "longpo", "beta": beta}, "versions": {"megatron-longpo": "0.1"}}
 
 
 def test_begins_at_an_imported_checkpoint(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_broken_recipe(tmp_path: Path, content: str, message: str) -> None:
     assert str(tmp_path / "training_record.json") in str(caught.value)
 
 
-SECTIONS = {"objective": {"name": "longpo"}, "versions": {"megatron-longpo": "0.1"}, "data": {"num_pairs": 3}}
+SECTIONS = {"method": METHOD, "versions": {"megatron-longpo": "0.1"}, "data": {"num_pairs": 3}}
 
 
 @pytest.mark.parametrize(
@@ -108,10 +110,10 @@ SECTIONS = {"objective": {"name": "longpo"}, "versions": {"megatron-longpo": "0.
     [
         ({}, {"settings": None}, "settings that are no sections"),
         ({}, {"settings": {**SECTIONS, "data": ["x"]}}, "settings that are no sections"),
-        ({}, {"settings": {**SECTIONS, "objective": {}}}, "KeyError: 'name'"),
-        ({}, {"settings": {"objective": {"name": "longpo"}}}, "KeyError: 'versions'"),
-        ({}, {"settings": {**SECTIONS, "objective": {"name": "magic"}}}, "objective 'magic' is none of longpo, "),
-        ({}, {"settings": {**SECTIONS, "objective": {"name": []}}}, "unhashable"),
+        ({}, {"settings": {**SECTIONS, "method": {}}}, "KeyError: 'description'"),
+        ({}, {"settings": {"method": METHOD}}, "KeyError: 'versions'"),
+        ({}, {"settings": {**SECTIONS, "method": METHOD | {"description": 7}}}, "method.description is 7"),
+        ({}, {"settings": {**SECTIONS, "method": METHOD | {"tags": "x"}}}, "method.tags is 'x'"),
         ({}, {"settings": {**SECTIONS, "versions": {"megatron-longpo": 7}}}, "versions.megatron-longpo is 7"),
         ({}, {"after_step": "x"}, "'x' is no number of steps"),
         ({}, {"after_step": -1}, "-1 is no number of steps"),

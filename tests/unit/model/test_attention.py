@@ -8,8 +8,8 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_longpo.model.attention import _PairAttention, pair_attention, trunk_exchange
-from megatron_longpo.model.layout import PackLayout, PairLayout, pack_layout, pair_layout, share
+from megatron_longpo.model.attention import _TreeAttention, tree_attention, trunk_exchange
+from megatron_longpo.model.layout import PackLayout, TreeLayout, pack_layout, rank_tokens, tree_layout
 from tests.ranks import run_ranks
 
 DIM = 16
@@ -22,38 +22,40 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor
     return torch.softmax(scores.masked_fill(~allowed, -torch.inf), dim=-1).nan_to_num() @ v
 
 
-def pair_mask(layout: PairLayout) -> Tensor:
+def tree_mask(layout: TreeLayout) -> Tensor:
     """bool [S, S]: written from the words, token by token, not from slices."""
-    parts = {"t": layout.trunk, "-": layout.trunk_padding, "c": layout.chosen, "r": layout.rejected}
-    part = [letter for letter, length in parts.items() for _ in range(length)] + ["-"] * layout.branch_padding
+    part = ["t"] * layout.trunk + ["-"] * layout.trunk_padding
+    part += [str(branch) for branch, length in enumerate(layout.branches) for _ in range(length)]
+    part += ["-"] * layout.branch_padding
     allowed = torch.zeros(layout.length, layout.length, dtype=torch.bool)
     for i, mine in enumerate(part):
         for j, other in enumerate(part[: i + 1]):
-            allowed[i, j] = mine != "-" and (other == mine or (other == "t" and mine in "cr"))
+            allowed[i, j] = mine != "-" and other in (mine, "t")
     return allowed
 
 
 @dataclass(frozen=True)
 class AttentionCase:
-    lengths: tuple[int, int, int]
-    """Trunk, chosen, rejected."""
+    lengths: tuple[int, ...]
+    """Trunk, then one branch or more."""
     heads: int = 4
     groups: int = 2
     exchange: str = "p2p"
 
-    def layout(self, num_shares: int) -> PairLayout:
-        return pair_layout(*self.lengths, num_shares)
+    def layout(self, cp_size: int) -> TreeLayout:
+        return tree_layout(self.lengths[0], self.lengths[1:], cp_size)
 
-    def tensors(self, layout: PairLayout) -> list[Tensor]:
+    def tensors(self, layout: TreeLayout) -> list[Tensor]:
         """Random q, k, v and the gradient of the output, [1, heads, S, D]; nothing asks for the output of padding."""
         generator = torch.Generator().manual_seed(sum(self.lengths))
         sizes = (self.heads, self.groups, self.groups, self.heads)
         q, k, v, grad = (torch.randn(1, n, layout.length, DIM, generator=generator) for n in sizes)
-        return [q, k, v, grad * pair_mask(layout).any(1)[:, None]]
+        return [q, k, v, grad * tree_mask(layout).any(1)[:, None]]
 
 
-LENGTHS = [(33, 7, 5), (1, 1, 1), (5, 40, 2), (64, 1, 17), (97, 12, 30)]
-"""Among them trunks shorter than two chunks a rank, and branches longer than a rank's share of the trunk."""
+LENGTHS = [(33, 7, 5), (1, 1, 1), (5, 40, 2), (64, 1, 17), (97, 12, 30), (41, 9), (20, 3, 8, 6)]
+"""Trees of two branches, of one and of three; among them trunks shorter than two chunks a rank, and branches longer
+than a rank's part of the trunk."""
 
 
 def cases(num_ranks: int) -> list[AttentionCase]:
@@ -78,11 +80,11 @@ def attend_on_ranks(
     results = []
     for case in cases:
         layout = case.layout(size)
-        own = share(layout, groups.cp.rank())
+        own = rank_tokens(layout, groups.cp.rank())
         q, k, v, grad = (x[:, :, own].clone().to(device, dtype) for x in case.tensors(layout))
         leaves = [x.requires_grad_() for x in (q, k, v)]
         rest = (pack_layout([layout]), trunk_exchange(case.exchange, groups), groups.cp, DIM**-0.5)
-        out = _PairAttention.apply(*leaves, *pair_attention(*leaves, *rest), *rest)
+        out = _TreeAttention.apply(*leaves, *tree_attention(*leaves, *rest), *rest)
         out.backward(grad)
         results.append([out.detach(), *(x.grad for x in leaves)])
     return results
@@ -94,7 +96,7 @@ def test_equals_masked_attention(num_ranks: int) -> None:
     by_rank = run_ranks(attend_on_ranks, num_ranks, cases(num_ranks))
     for index, case in enumerate(cases(num_ranks)):
         layout = case.layout(num_ranks)
-        real = pair_mask(layout).any(1)
+        real = tree_mask(layout).any(1)
         expected = masked_gradients(case, layout)
         found = [whole(parts, layout) for parts in zip(*(results[index] for results in by_rank), strict=True)]
         expected[0][:, :, ~real] = found[0][:, :, ~real] = 0.0  # what padding attends to is of no consequence
@@ -102,27 +104,27 @@ def test_equals_masked_attention(num_ranks: int) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=f"{case}")
 
 
-def masked_gradients(case: AttentionCase, layout: PairLayout) -> list[Tensor]:
+def masked_gradients(case: AttentionCase, layout: TreeLayout) -> list[Tensor]:
     """[output, dq, dk, dv] of the whole sequence, float64."""
     q, k, v, grad = (x.double() for x in case.tensors(layout))
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    out = masked_attention(*leaves, pair_mask(layout))
+    out = masked_attention(*leaves, tree_mask(layout))
     out.backward(grad)
     return [out.detach(), *(x.grad for x in leaves)]  # type: ignore[misc]
 
 
-def whole(parts: tuple[Tensor, ...], layout: PairLayout) -> Tensor:
+def whole(parts: tuple[Tensor, ...], layout: TreeLayout) -> Tensor:
     """The ranks' shares put together: [1, heads, S, D] float64."""
     joined = torch.zeros(1, parts[0].shape[1], layout.length, DIM, dtype=torch.float64)
     for rank, part in enumerate(parts):
-        joined[:, :, share(layout, rank)] = part.double()
+        joined[:, :, rank_tokens(layout, rank)] = part.double()
     return joined
 
 
 def test_branches_do_not_see_each_other() -> None:
     """Changing one branch leaves the trunk and the other branch bit for bit, as does leaving both out the trunk."""
     before, after, trunk_only = run_ranks(attend_thrice, 1)[0]
-    layout = PairLayout(20, 6, 9)
+    layout = TreeLayout(20, (6, 9))
     chosen, rejected = layout.branch_slices
     assert torch.equal(before[:, :, :20], after[:, :, :20])
     assert torch.equal(before[:, :, rejected], after[:, :, rejected])
@@ -135,20 +137,20 @@ def attend_thrice() -> list[Tensor]:
     parallel_state.initialize_model_parallel()
     groups = ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
     torch.manual_seed(0)
-    layout = PairLayout(20, 6, 9)
+    layout = TreeLayout(20, (6, 9))
     q, k, v = (torch.randn(1, 2, layout.length, 8) for _ in range(3))
     rest = (pack_layout([layout]), trunk_exchange(None, groups), groups.cp, 0.3)
-    outputs = [pair_attention(q, k, v, *rest)[0]]
+    outputs = [tree_attention(q, k, v, *rest)[0]]
     for x in (q, k, v):
         x[:, :, layout.branch_slices[0]] = torch.randn(1, 2, 6, 8)
-    outputs.append(pair_attention(q, k, v, *rest)[0])
+    outputs.append(tree_attention(q, k, v, *rest)[0])
     trunk = (x[:, :, :20] for x in (q, k, v))
     outputs.append(torch.nn.functional.scaled_dot_product_attention(*trunk, is_causal=True, scale=0.3))
     return outputs
 
 
 @pytest.mark.parametrize("num_ranks", [1, 4])
-def test_a_pack_is_its_pairs(num_ranks: int) -> None:
+def test_a_pack_is_its_trees(num_ranks: int) -> None:
     """Three pairs in one micro-batch: each one's output and gradients are those it has alone, bit for bit."""
     for packed, alone in run_ranks(attend_packed_and_alone, num_ranks):
         for ours, theirs in zip(packed, alone, strict=True):
@@ -161,21 +163,21 @@ def attend_packed_and_alone() -> tuple[list[Tensor], list[Tensor]]:
     parallel_state.initialize_model_parallel(context_parallel_size=size)
     groups = ProcessGroupCollection.use_mpu_process_groups(["cp", "hcp"])
     torch.manual_seed(groups.cp.rank())
-    layout = pack_layout([pair_layout(*lengths, size) for lengths in LENGTHS[:3]], multiple=16)
+    layout = pack_layout([tree_layout(lengths[0], lengths[1:], size) for lengths in LENGTHS[:3]], multiple=16)
     tensors = [torch.randn(1, heads, layout.length, DIM) for heads in (4, 2, 2, 4)]
     exchange = trunk_exchange("p2p", groups)
 
     def attend(layout: PackLayout, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
         leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
         rest = (layout, exchange, groups.cp, 0.3)
-        out = _PairAttention.apply(*leaves, *pair_attention(*leaves, *rest), *rest)
+        out = _TreeAttention.apply(*leaves, *tree_attention(*leaves, *rest), *rest)
         out.backward(grad)
         return [out.detach(), *(x.grad for x in leaves)]  # type: ignore[misc]
 
     packed = attend(layout, *tensors)
     each = [
         attend(pack_layout([pair]), *(x[:, :, part] for x in tensors))
-        for pair, part in zip(layout.pairs, layout.parts, strict=True)
+        for pair, part in zip(layout.trees, layout.parts, strict=True)
     ]
     tail = [x.new_zeros(1, x.shape[1], layout.tail, DIM) for x in packed]
     assert layout.tail > 0

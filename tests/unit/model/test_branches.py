@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_longpo.model.branches import branches_backward, branches_forward
-from megatron_longpo.model.layout import pair_layout
+from megatron_longpo.model.layout import tree_layout
 from tests.ranks import run_ranks
 
 HEADS, GROUPS, DIM, BYTES = 4, 2, 16, 4
@@ -19,9 +19,9 @@ BRANCHES = 48
 def received(trunk: int) -> tuple[int, int]:
     """Bytes that this rank receives in one layer's (forward, backward), counted at the collectives."""
     group = dist.distributed_c10d._get_default_group()
-    layout = pair_layout(trunk, 30, BRANCHES - 30, num_shares=group.size())
-    q, k, v = (torch.randn(1, n, layout.local_branches, DIM) for n in (HEADS, GROUPS, GROUPS))
-    trunk_k, trunk_v = (torch.randn(1, GROUPS, layout.local_trunk, DIM) for _ in range(2))
+    layout = tree_layout(trunk, (30, BRANCHES - 30), cp_size=group.size())
+    q, k, v = (torch.randn(1, n, layout.rank_branches, DIM) for n in (HEADS, GROUPS, GROUPS))
+    trunk_k, trunk_v = (torch.randn(1, GROUPS, layout.rank_trunk, DIM) for _ in range(2))
     counted = [0]
 
     def counting(collective: Callable[..., Any]) -> Callable[..., Any]:

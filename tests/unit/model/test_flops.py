@@ -1,10 +1,10 @@
-"""FLOPs of a pair against counting what each token sees."""
+"""FLOPs of a tree against counting what each token sees."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_longpo.model.flops import pair_flops, tokens_and_squares
+from megatron_longpo.model.flops import squared_lengths, tree_flops
 
 OPTIONS = {
     "num_layers": 3,
@@ -15,7 +15,7 @@ OPTIONS = {
     "kv_channels": 6,
     "vocab_size": 11,
 }
-PAIRS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4)
+TREES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=4)
 
 
 def seen(trunk: int, chosen: int, rejected: int) -> int:
@@ -24,17 +24,16 @@ def seen(trunk: int, chosen: int, rejected: int) -> int:
     return sum(range(1, trunk + 1)) + of_branches
 
 
-@given(PAIRS)
-def test_squares_are_twice_what_is_seen(pairs: list[tuple[int, int, int]]) -> None:
+@given(TREES)
+def test_squares_are_twice_what_is_seen(trees: list[tuple[int, int, int]]) -> None:
     """But for the diagonal: of a causal square Megatron counts the half."""
-    tokens, squares = tokens_and_squares(np.array(pairs))
-    assert tokens == sum(map(sum, pairs))
-    assert squares + tokens == 2 * sum(seen(*pair) for pair in pairs)
+    squares_T = squared_lengths(np.array(trees))
+    assert (squares_T + np.array(trees).sum(1)).tolist() == [2 * seen(*tree) for tree in trees]
 
 
 def test_flops_by_hand() -> None:
     weights = 3 * (8 * (4 + 2 + 2) * 6 + 4 * 6 * 8 + 3 * 8 * 20) + 8 * 11
     trunk, chosen, rejected = 7, 2, 3
     attended = seen(trunk, chosen, rejected) - 12 / 2
-    found = pair_flops(OPTIONS, np.array([[trunk, chosen, rejected]]))
+    found = tree_flops(OPTIONS, np.array([[trunk, chosen, rejected]]))
     assert found.tolist() == [2 * weights * 12 + 4 * 3 * 4 * 6 * attended]

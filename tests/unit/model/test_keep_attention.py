@@ -9,7 +9,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model import attention
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import forward_pack, pack, pair_input
+from megatron_longpo.model.forward import forward_pack, pack, tree_input
 from megatron_longpo.model.rope_parameters import RopeParameters
 from tests.ranks import run_ranks
 
@@ -39,17 +39,19 @@ def step(recompute: bool, keep: bool) -> tuple[int, list[torch.Tensor]]:
         config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
     torch.manual_seed(0)
     model = build_model(config, ModelShape.of(OPTIONS, RopeParameters(rope_theta=1e4), multiple=1))
-    count, compute = 0, attention.pair_attention
+    count, compute = 0, attention.tree_attention
 
     def counting(*args: Any) -> Any:
         nonlocal count
         count += 1
         return compute(*args)
 
-    attention.pair_attention = counting
+    attention.tree_attention = counting
     spans = torch.tensor([[1, 6]])
-    pair = pair_input(*(torch.arange(n) for n in (20, 6, 6)), spans, spans, nll_over_all=True)
-    batch = pack([pair, pair])
+    conversation = {name: torch.arange(n) for name, n in (("trunk", 20), ("chosen", 6), ("rejected", 6))}
+    conversation |= {"chosen_spans": spans, "rejected_spans": spans}
+    tree = tree_input(conversation, ("chosen", "rejected"), nll_tokens="all")
+    batch = pack([tree, tree])
     logp = forward_pack(model, batch, 50, parallel_state.get_tensor_model_parallel_group(), keep)
     logp.sum().backward()
     return count, [p.grad for p in model.parameters() if p.grad is not None]

@@ -19,8 +19,8 @@ from megatron_longpo.hf.import_hf import import_hf
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import forward_pack, pack, pair_input
-from megatron_longpo.model.rope import PairRotaryEmbedding
+from megatron_longpo.model.forward import forward_pack, pack, tree_input
+from megatron_longpo.model.rope import TreeRotaryEmbedding
 from megatron_longpo.model.rope_parameters import RopeParameters
 from tests.ranks import run_ranks
 from tests.unit.hf.models import VOCAB_SIZE, save_model
@@ -84,9 +84,10 @@ def _logps(checkpoint: Path) -> Tensor:
     model = build_model(config, ModelShape.of(options, rope_parameters(hf_config), multiple=1)).eval()
     weights = dist_checkpointing.load(model.sharded_state_dict(), str(checkpoint / "release"))
     model.load_state_dict(weights, strict=False)
-    spans = (torch.tensor([[1, len(branch)]]) for branch in (CHOSEN, REJECTED))
-    pair = pair_input(TRUNK, CHOSEN, REJECTED, *spans, nll_over_all=True)
-    return forward_pack(model, pack([pair]), VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group())
+    conversation = {"trunk": TRUNK, "chosen": CHOSEN, "rejected": REJECTED}
+    conversation |= {f"{name}_spans": torch.tensor([[1, len(conversation[name])]]) for name in ("chosen", "rejected")}
+    tree = tree_input(conversation, ("chosen", "rejected"), nll_tokens="all")
+    return forward_pack(model, pack([tree]), VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group())
 
 
 def theirs(folder: Path, **changes: Any) -> Tensor:
@@ -126,7 +127,7 @@ def test_a_dropped_attention_factor_would_show(models: Path, ours: dict[str, Ten
 def test_a_model_in_half_precision_keeps_its_angles(dtype: torch.dtype) -> None:
     """At position 131,071 a frequency rounded to bf16 is off by hundreds of radians."""
     frequencies, _ = RopeParameters(rope_theta=1e7).frequencies(head_dim=128, max_position_embeddings=131072)
-    rotary = PairRotaryEmbedding(frequencies).to(dtype)
+    rotary = TreeRotaryEmbedding(frequencies).to(dtype)
     position = torch.tensor([131071])
     angles = rotary(position).flatten()
     assert torch.equal(angles[:64], position * frequencies)

@@ -1,0 +1,55 @@
+"""Which trees of a pair are read: a trunk, long or short, with one answer or both as its branches.
+
+The long trunk holds the whole document; a pair has one. The short trunks hold the chunk that a turn asks about; a pair
+has one a turn.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.data.render import Context
+
+Answer = Literal["chosen", "rejected"]
+
+
+class TreeKind(NamedTuple):
+    """One tree of a pair, or with short contexts one a turn."""
+
+    context: Context
+    answers: tuple[Answer, ...] = ("chosen", "rejected")
+    """The branches, in order."""
+
+
+class TreeLengths(NamedTuple):
+    """The trees of a whole dataset."""
+
+    pair_T: NDArray[np.int64]
+    """The pair that each tree belongs to."""
+    lengths_T3: NDArray[np.int64]
+    """Tokens of the trunk, of the chosen and of the rejected branch; 0 for a branch that is not read."""
+
+    def sum_by_pair(self, values_T: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Add up a value of each tree for each pair of the dataset: [pairs]."""
+        return np.bincount(self.pair_T, weights=values_T, minlength=int(self.pair_T.max()) + 1)
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Tokens of all trees of each pair: [pairs]."""
+        return self.sum_by_pair(self.lengths_T3.sum(1)).astype(np.int64)
+
+
+def tree_lengths(reader: PairReader, kinds: Sequence[TreeKind]) -> TreeLengths:
+    """Find the trees of these kinds of every pair; reads the dataset's index only."""
+    lengths_C3, pair_C, is_long_C = reader.all_lengths()
+    pairs: list[NDArray[np.int64]] = []
+    lengths: list[NDArray[np.int64]] = []
+    for kind in kinds:
+        chosen_C = is_long_C if kind.context == "long" else ~is_long_C
+        read_3 = np.array([1, "chosen" in kind.answers, "rejected" in kind.answers], np.int64)
+        pairs.append(pair_C[chosen_C])
+        lengths.append(lengths_C3[chosen_C] * read_3)
+    return TreeLengths(np.concatenate(pairs), np.concatenate(lengths))

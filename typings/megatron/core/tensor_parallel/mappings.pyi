@@ -1,0 +1,6 @@
+# megatron/core/tensor_parallel/mappings.py (Megatron-Core 0.19.2).
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+def copy_to_tensor_model_parallel_region(input_: Tensor, group: ProcessGroup | None = ...) -> Tensor: ...
+def gather_from_sequence_parallel_region(input_: Tensor, *, group: ProcessGroup | None = ...) -> Tensor: ...
