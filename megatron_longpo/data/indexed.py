@@ -223,8 +223,7 @@ class PairReader:
     def lengths(self, index: int) -> tuple[Lengths, ...]:
         """Of the long conversation and of the short one of each turn; reads the index only."""
         start, end = self._sequence_range(index)
-        counts = self._sequences.sequence_lengths[start:end].reshape(-1, 3)
-        return tuple(Lengths(*map(int, row)) for row in counts)
+        return tuple(Lengths(*map(int, row)) for row in self._sequences.sequence_lengths[start:end].reshape(-1, 3))
 
     @property
     def max_turns(self) -> int:
