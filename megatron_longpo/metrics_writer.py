@@ -57,15 +57,18 @@ class MetricsWriter:
         return getattr(self._tensorboard, name) if self._tensorboard else lambda *_, **__: None
 
     def add_scalar(self, tag: str, value: Any, step: int, *rest: Any, **kwargs: Any) -> None:
-        """Pass one number on and remember it; the last of a step completes its line."""
+        """Pass one number on and remember it; the last of an evaluation completes its line."""
         if self._tensorboard:
             self._tensorboard.add_scalar(tag, value, step, *rest, **kwargs)
         self._values[tag] = float(value)
-        if tag == "grad-norm":
-            self._write(self._training_line(step))
-        elif tag == name_of_tokens(TOKEN_KINDS[-1]) + VALIDATION and step != self._evaluated:
+        if tag == name_of_tokens(TOKEN_KINDS[-1]) + VALIDATION and step != self._evaluated:
             self._evaluated = step  # Megatron evaluates once more after the last step: the same weights and pairs
             self._write(self._validation_line(step))
+
+    def end_step(self, step: int) -> None:
+        """Complete the line of a training step, also of one that loss scaling skipped: that has no gradient norm."""
+        if "batch-size" in self._values:
+            self._write(self._training_line(step))
 
     def hold(self, breakdowns: Breakdowns) -> None:
         """Keep these for the next line."""
@@ -80,7 +83,7 @@ class MetricsWriter:
             "split": "train",
             **self._means(""),
             **self._breakdowns,
-            "grad_norm": self._values["grad-norm"],
+            "grad_norm": self._values.get("grad-norm"),
             "learning_rate": self._values["learning-rate"],
             "num_pairs": num_pairs,
             "num_tokens": {kind: round(self._values[name_of_tokens(kind)] * num_pairs) for kind in TOKEN_KINDS},

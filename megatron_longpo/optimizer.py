@@ -5,16 +5,16 @@ main parameters, the distributed optimizer's shards, CPU offload. Adam has no st
 takes its place.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.training import training
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.rmsprop import rmsprop
+
+from megatron_longpo import megatron_hooks
 
 STATE = "square_avg"
 """The one state tensor of a parameter, under torch's name: no optimizer of Megatron mistakes it for its own."""
@@ -72,26 +72,8 @@ class RMSprop(Optimizer):
 
 
 def use_rmsprop(alpha: float) -> None:
-    """Let Megatron's training program train with RMSprop where it would with Adam.
-
-    What it changes in Megatron 0.19, for the rest of the process:
-
-    - ``training.get_megatron_optimizer``, which returns RMSprop;
-    - the names of the state tensors that the distributed optimizer stores, resharding them one by one;
-    - ``distrib_optimizer.HAVE_APEX_OR_TE``, which says only that a parameter's state holds no step to be stored.
-    """
-    build = training.get_megatron_optimizer
-
-    def build_rmsprop(*args: Any, **kwargs: Any) -> Any:
-        optimizer = build(*args, **kwargs)
-        for part in optimizer.chained_optimizers:
-            if not part.is_stub_optimizer:  # this rank trains parameters
-                _replace_adam(part, alpha)
-        return optimizer
-
-    training.get_megatron_optimizer = build_rmsprop
-    DistributedOptimizer.optimizer_state_keys = (STATE,)
-    distrib_optimizer.HAVE_APEX_OR_TE = True
+    """Let Megatron's training program train with RMSprop where it would with Adam."""
+    megatron_hooks.change_optimizer(partial(_replace_adam, alpha=alpha), (STATE,))
 
 
 def _replace_adam(part: Any, alpha: float) -> None:

@@ -1,7 +1,7 @@
 """Stock Megatron on CPU tensors and gloo, where there is no CUDA.
 
-``activate()`` is a documented feature: the quickstart and all tests use it. With CUDA present it changes nothing. It is
-the only place of this package that patches anything, and each patch below names what in Megatron-Core 0.19 needs it.
+``activate()`` is a documented feature: the quickstart and all tests use it. With CUDA present it changes nothing. Each
+replacement below names what in Megatron-Core 0.19 needs it; those that a GPU needs as well are in megatron_hooks.py.
 What it costs: every torch call of the process passes a ``TorchFunctionMode`` (microseconds each).
 
 Not covered, because nothing in LongPO training needs it: CUDA graphs, fp8, Transformer Engine, NCCL-only features.
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from megatron_longpo.megatron_hooks import replace
 
 _CPU = torch.device("cpu")
 _mode: "_CudaMeansCpu | None" = None
@@ -163,9 +165,9 @@ def _patch_megatron() -> None:
     import megatron.core.tensor_parallel.random as megatron_random
 
     # initialize.py compiles the dataset helper with make; the wheel already holds the built one.
-    dataset_utils.compile_helpers = lambda: None
+    replace(dataset_utils, "compile_helpers", lambda: None)
     # random.py sets the state of a CUDA generator by index; activation recomputation restores it this way.
-    megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    replace(megatron_random, "_set_cuda_rng_state", lambda state, *_, **__: torch.set_rng_state(state))
     _repair_torch_adam()
 
 
@@ -177,9 +179,6 @@ def _repair_torch_adam() -> None:
     which every parameter's update would increment, and looks for a step among the tensors of a checkpoint.
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    plain_state_dict, plain_load = DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict
-    plain_set = DistributedOptimizer._set_main_param_and_optimizer_states
 
     def state_dict(self: Any) -> Any:
         for group in self.optimizer.param_groups if isinstance(self.optimizer, torch.optim.Adam) else ():
@@ -199,6 +198,6 @@ def _repair_torch_adam() -> None:
     def set_states(self: Any, model_param: Any, tensors: Any) -> None:
         plain_set(self, model_param, {"step": None, **tensors})  # None is passed over
 
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
-    DistributedOptimizer.state_dict = state_dict
-    DistributedOptimizer.load_state_dict = load_state_dict
+    plain_state_dict = replace(DistributedOptimizer, "state_dict", state_dict)
+    plain_load = replace(DistributedOptimizer, "load_state_dict", load_state_dict)
+    plain_set = replace(DistributedOptimizer, "_set_main_param_and_optimizer_states", set_states)

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo import platform
+from megatron_longpo import megatron_hooks, platform
 from megatron_longpo.errors import UserError
 
 platform.activate()  # before Megatron is imported, which looks for CUDA as it loads
@@ -21,7 +21,7 @@ platform.activate()  # before Megatron is imported, which looks for CUDA as it l
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
 from megatron.core.num_microbatches_calculator import get_num_microbatches  # noqa: E402
-from megatron.training import get_args, get_tensorboard_writer, get_timers, global_vars, pretrain, training  # noqa: E402
+from megatron.training import get_args, get_tensorboard_writer, get_timers, pretrain  # noqa: E402
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args  # noqa: E402
 from torch import nn  # noqa: E402
@@ -56,8 +56,10 @@ def main() -> int:
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
     if args.skip_train:
-        _report_evaluation()
-    _keep_breakdowns()
+        megatron_hooks.report_evaluation()
+    # What is reported by turn and by length would fill a screen a step in Megatron's log.
+    megatron_hooks.around_training_log(_hold_breakdowns, _write_step)
+    megatron_hooks.after_evaluation(_hold_breakdowns)
     _count_real_lengths(settings)
     batches = partial(_batches, settings=settings)
     batches.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
@@ -73,34 +75,15 @@ def main() -> int:
     return 0
 
 
-def _report_evaluation() -> None:
-    """Let ``--skip-train`` report its evaluation as training does; Megatron only prints it (training.py, pretrain)."""
-    evaluate = training.evaluate_and_print_results
-    training.evaluate_and_print_results = lambda *args, **kwargs: evaluate(
-        *args, **kwargs | {"write_to_tensorboard": True}
-    )
-
-
-def _keep_breakdowns() -> None:
-    """Take what is reported by turn and by length past Megatron's log, where it would fill a screen a step."""
-    log, evaluate = training.training_log, training.evaluate
-
-    def training_log(loss_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        _hold_breakdowns(loss_dict)
-        return log(loss_dict, *args, **kwargs)
-
-    def evaluate_and_hold(*args: Any, **kwargs: Any) -> Any:
-        results = evaluate(*args, **kwargs)
-        _hold_breakdowns(results[0] or {})
-        return results
-
-    training.training_log, training.evaluate = training_log, evaluate_and_hold
-
-
 def _hold_breakdowns(reported: dict[str, Any]) -> None:
     breakdowns = take_breakdowns(reported)
     if isinstance(writer := get_tensorboard_writer(), MetricsWriter):
         writer.hold(breakdowns)
+
+
+def _write_step(step: int) -> None:
+    if isinstance(writer := get_tensorboard_writer(), MetricsWriter):
+        writer.end_step(step)
 
 
 def _count_real_lengths(settings: LongPOSettings) -> None:
@@ -114,14 +97,13 @@ def _count_real_lengths(settings: LongPOSettings) -> None:
         pairs = [settings.order(sample) for sample in samples]
         return float(tokens_P[pairs].sum()), float(squares_P[pairs].sum())
 
-    training.consume_seqlen_stats_in_iteration = of_the_last_step
+    megatron_hooks.count_tokens_of_a_step(of_the_last_step)
 
 
 def _score_online(settings: OnlineSettings) -> None:
-    """Let the schedules that Megatron asks for (training.py, ``train`` and ``evaluate``) score their pairs first."""
-    stock = training.get_forward_backward_func
+    """Let the schedules that Megatron asks for score their pairs first."""
     loaded = cache(partial(_online_reference, settings))  # at the first schedule: by then there are process groups
-    training.get_forward_backward_func = lambda **kwargs: loaded().before(stock(**kwargs))
+    megatron_hooks.wrap_schedules(lambda schedule: loaded().before(schedule))
 
 
 def _online_reference(settings: OnlineSettings) -> OnlineReference:
@@ -195,11 +177,11 @@ def _batches(
 def _install_writer(metrics: Path | None, resume_step: int) -> None:
     """Put a MetricsWriter in the place of Megatron's TensorBoard writer, on the last rank, where it logs."""
     if get_args().rank == get_args().world_size - 1:
-        tensorboard = global_vars.get_tensorboard_writer()
-        if isinstance(tensorboard, MetricsWriter):  # Megatron asks once for every virtual pipeline stage
+        if isinstance(get_tensorboard_writer(), MetricsWriter):  # Megatron asks once for every virtual pipeline stage
             return
-        writer = MetricsWriter(_metrics_files(metrics), tensorboard, _training_seconds, resume_step)
-        global_vars._GLOBAL_TENSORBOARD_WRITER = writer
+        megatron_hooks.put_writer(
+            lambda tensorboard: MetricsWriter(_metrics_files(metrics), tensorboard, _training_seconds, resume_step)
+        )
 
 
 def _metrics_files(asked_for: Path | None) -> list[Path]:

@@ -26,11 +26,12 @@ TRAINING = {
     "optimizer",
     "run_settings",
 }  # one layer
-LAYERS = {"data", "model", "objective", "reference", "hf", "platform"}
+LAYERS = {"data", "model", "objective", "reference", "hf", "platform", "megatron_hooks"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
-    "platform": set(),
+    "megatron_hooks": set(),
+    "platform": {"megatron_hooks"},
     "data": set(),
     "generate": {"data"},
     "model": {"data", "platform"},
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": LAYERS | TRAINING | {"evaluate", "generate"},
 }
 
-READERS_OF_GLOBALS = {"train", "arguments", "platform"}
+READERS_OF_GLOBALS = {"train", "arguments", "platform", "megatron_hooks"}
 GLOBALS = ("megatron.training.global_vars", "megatron.training.get_args")
 
 

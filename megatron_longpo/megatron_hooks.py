@@ -1,0 +1,115 @@
+"""Every replacement of a function of Megatron-Core 0.19.2 by one of ours; what only a CPU needs is in platform.py.
+
+Each hook is for the rest of the process and names the file and the function that it changes. Megatron is imported
+inside the hooks, because platform.py must have prepared the process before.
+"""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from megatron_longpo.errors import UserError
+
+
+def replace(owner: Any, name: str, new: Any) -> Any:
+    """Put ``new`` in the place of an attribute that must exist, and return what stood there.
+
+    Args:
+        owner: a module or a class of Megatron.
+
+    Raises:
+        UserError: there is no such attribute, so the replacement would silently do nothing.
+    """
+    where = owner.__name__ if not isinstance(owner, type) else f"{owner.__module__}.{owner.__qualname__}"
+    if not hasattr(owner, name):
+        installed = version("megatron-core")
+        raise UserError(f"{where} of megatron-core {installed} has no {name}; install megatron-core>=0.19.2,<0.20")
+    old = getattr(owner, name)
+    setattr(owner, name, new)
+    return old
+
+
+def report_evaluation() -> None:
+    """Let ``--skip-train`` report its evaluation as training does (training.py, evaluate_and_print_results)."""
+    from megatron.training import training
+
+    def evaluate_and_report(*args: Any, **kwargs: Any) -> Any:
+        return stock(*args, **kwargs | {"write_to_tensorboard": True})
+
+    stock = replace(training, "evaluate_and_print_results", evaluate_and_report)
+
+
+def around_training_log(before: Callable[[dict[str, Any]], None], after: Callable[[int], None]) -> None:
+    """Call ``before`` with the means of a step and ``after`` with its number (training.py, training_log)."""
+    from megatron.training import training
+
+    def training_log(
+        loss_dict: dict[str, Any], total_loss_dict: Any, learning_rate: Any, iteration: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        before(loss_dict)
+        result = stock(loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs)
+        after(iteration)
+        return result
+
+    stock = replace(training, "training_log", training_log)
+
+
+def after_evaluation(do: Callable[[dict[str, Any]], None]) -> None:
+    """Call ``do`` with the means of an evaluation, before they are logged (training.py, evaluate)."""
+    from megatron.training import training
+
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        results = stock(*args, **kwargs)
+        do(results[0] or {})
+        return results
+
+    stock = replace(training, "evaluate", evaluate)
+
+
+def count_tokens_of_a_step(count: Callable[[], tuple[float, float]]) -> None:
+    """Let FLOPs and throughput use ``count``'s tokens and squared lengths (training.py,
+    consume_seqlen_stats_in_iteration), where Megatron would count ``--seq-length`` for each sample."""
+    from megatron.training import training
+
+    replace(training, "consume_seqlen_stats_in_iteration", count)
+
+
+def wrap_schedules(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap each schedule that ``train`` and ``evaluate`` ask for (training.py, get_forward_backward_func)."""
+    from megatron.training import training
+
+    def get_forward_backward_func(**kwargs: Any) -> Any:
+        return wrap(stock(**kwargs))
+
+    stock = replace(training, "get_forward_backward_func", get_forward_backward_func)
+
+
+def change_optimizer(change: Callable[[Any], None], state_names: tuple[str, ...]) -> None:
+    """Let ``change`` exchange the torch optimizer in each of Megatron's optimizers that trains parameters.
+
+    Three places of Megatron follow:
+
+    - training.py, get_megatron_optimizer, returns the changed optimizer;
+    - optimizer/distrib_optimizer.py, optimizer_state_keys, are the state tensors that are stored and resharded;
+    - optimizer/distrib_optimizer.py, HAVE_APEX_OR_TE, says only that a parameter's state holds no step to be stored.
+    """
+    from megatron.core.optimizer import distrib_optimizer
+    from megatron.training import training
+
+    def get_megatron_optimizer(*args: Any, **kwargs: Any) -> Any:
+        optimizer = stock(*args, **kwargs)
+        for part in optimizer.chained_optimizers:
+            if not part.is_stub_optimizer:
+                change(part)
+        return optimizer
+
+    stock = replace(training, "get_megatron_optimizer", get_megatron_optimizer)
+    replace(distrib_optimizer.DistributedOptimizer, "optimizer_state_keys", state_names)
+    replace(distrib_optimizer, "HAVE_APEX_OR_TE", True)
+
+
+def put_writer(make: Callable[[Any], Any]) -> None:
+    """Put what ``make`` builds around the TensorBoard writer (or None) in its place (global_vars.py)."""
+    from megatron.training import global_vars
+
+    replace(global_vars, "_GLOBAL_TENSORBOARD_WRITER", make(global_vars.get_tensorboard_writer()))

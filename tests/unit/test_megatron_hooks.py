@@ -1,0 +1,131 @@
+"""Each hook changes what Megatron calls, and fails where Megatron no longer has the name.
+
+A hook is tested on Megatron's own module with the function it wraps exchanged for a recorder, since the functions
+themselves need a model and ranks; that Megatron calls each is shown by the runs of tests/integration.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from megatron_longpo import megatron_hooks, platform
+from megatron_longpo.errors import UserError
+
+platform.activate(announce=False)
+
+from megatron.core.optimizer import distrib_optimizer  # noqa: E402
+from megatron.training import global_vars, training  # noqa: E402
+
+Record = Callable[[str, Any], list[tuple[tuple[Any, ...], dict[str, Any]]]]
+
+HOOKS: list[tuple[Callable[[], None], Any, str]] = [
+    (megatron_hooks.report_evaluation, training, "evaluate_and_print_results"),
+    (partial(megatron_hooks.around_training_log, dict, int), training, "training_log"),
+    (partial(megatron_hooks.after_evaluation, dict), training, "evaluate"),
+    (partial(megatron_hooks.count_tokens_of_a_step, lambda: (1.0, 1.0)), training, "consume_seqlen_stats_in_iteration"),
+    (partial(megatron_hooks.wrap_schedules, dict), training, "get_forward_backward_func"),
+    (partial(megatron_hooks.change_optimizer, dict, ("x",)), training, "get_megatron_optimizer"),
+    (partial(megatron_hooks.change_optimizer, dict, ("x",)), distrib_optimizer, "HAVE_APEX_OR_TE"),
+    (partial(megatron_hooks.put_writer, str), global_vars, "_GLOBAL_TENSORBOARD_WRITER"),
+]
+
+
+@pytest.fixture(autouse=True)
+def put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name is as it was after a test, whatever a hook made of it."""
+    for _, owner, name in HOOKS:
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    keys = distrib_optimizer.DistributedOptimizer.optimizer_state_keys
+    monkeypatch.setattr(distrib_optimizer.DistributedOptimizer, "optimizer_state_keys", keys)
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Record:
+    """Exchange a function of training.py for one that notes its arguments and returns a value."""
+
+    def exchange(name: str, value: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        monkeypatch.setattr(training, name, lambda *args, **kwargs: calls.append((args, kwargs)) or value)
+        return calls
+
+    return exchange
+
+
+@pytest.mark.parametrize(("hook", "owner", "name"), HOOKS, ids=[name for _, _, name in HOOKS])
+def test_a_renamed_name_is_refused(
+    hook: Callable[[], None], owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(global_vars, "get_tensorboard_writer", lambda: None)  # it reads the name first
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(UserError, match=rf"{owner.__name__} of megatron-core 0\.19\.\d+ has no {name}; install"):
+        hook()
+
+
+def test_replace_returns_what_stood_there() -> None:
+    class Owner:
+        name = 1
+
+    assert megatron_hooks.replace(Owner, "name", 2) == 1 and Owner.name == 2
+    with pytest.raises(UserError, match=r"Owner of megatron-core .* has no nam;"):
+        megatron_hooks.replace(Owner, "nam", 2)
+    assert not hasattr(Owner, "nam")
+
+
+def test_report_evaluation(record: Record) -> None:
+    assert "write_to_tensorboard" in inspect.signature(training.evaluate_and_print_results).parameters
+    calls = record("evaluate_and_print_results", None)
+    megatron_hooks.report_evaluation()
+    training.evaluate_and_print_results("prefix", verbose=True, write_to_tensorboard=False)
+    assert calls == [(("prefix",), {"verbose": True, "write_to_tensorboard": True})]
+
+
+def test_around_training_log(record: Record) -> None:
+    """Megatron passes the step's number fourth, by position."""
+    assert list(inspect.signature(training.training_log).parameters)[3] == "iteration"
+    calls, seen = record("training_log", "memory flag"), list[Any]()
+    megatron_hooks.around_training_log(lambda means: seen.append(means.pop("a")), seen.append)
+    assert training.training_log({"a": 1, "b": 2}, {}, 1e-3, 7, 1.0, grad_norm=2.0) == "memory flag"
+    assert seen == [1, 7]
+    assert calls == [(({"b": 2}, {}, 1e-3, 7, 1.0), {"grad_norm": 2.0})]
+
+
+@pytest.mark.parametrize(("results", "means"), [(({"a": 1}, None, False), {"a": 1}), ((None, None, True), {})])
+def test_after_evaluation(record: Record, results: Any, means: Any) -> None:
+    """An evaluation that ran out of time has no means."""
+    record("evaluate", results)
+    seen = list[Any]()
+    megatron_hooks.after_evaluation(seen.append)
+    assert training.evaluate("step") == results and seen == [means]
+
+
+def test_count_tokens_of_a_step() -> None:
+    megatron_hooks.count_tokens_of_a_step(lambda: (3.0, 9.0))
+    assert training.consume_seqlen_stats_in_iteration() == (3.0, 9.0)
+
+
+def test_wrap_schedules(record: Record) -> None:
+    calls = record("get_forward_backward_func", str)
+    megatron_hooks.wrap_schedules(lambda schedule: lambda value: schedule(value) * 2)
+    assert training.get_forward_backward_func(pp_size=1)(4) == "44"
+    assert calls == [((), {"pp_size": 1})]
+
+
+def test_change_optimizer(record: Record) -> None:
+    """Parts without parameters of this rank stay as they are."""
+    parts = [SimpleNamespace(is_stub_optimizer=stub, optimizer="adam") for stub in (False, True)]
+    record("get_megatron_optimizer", SimpleNamespace(chained_optimizers=parts))
+    megatron_hooks.change_optimizer(lambda part: setattr(part, "optimizer", "ours"), ("square_avg",))
+    built = training.get_megatron_optimizer("config", model=[])
+    assert [part.optimizer for part in built.chained_optimizers] == ["ours", "adam"]
+    assert distrib_optimizer.DistributedOptimizer.optimizer_state_keys == ("square_avg",)
+    assert distrib_optimizer.HAVE_APEX_OR_TE is True
+
+
+def test_put_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", "stock")
+    megatron_hooks.put_writer(lambda stock: ["ours", stock])
+    assert global_vars.get_tensorboard_writer() == ["ours", "stock"]
