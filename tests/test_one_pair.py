@@ -1,4 +1,7 @@
-"""docs/one-pair.md names real functions, in the order of the layers, and counts them right."""
+"""docs/one-pair.md names real functions, in the order of the layers, and counts them right.
+
+tests/integration/test_one_pair.py holds the order against a real step.
+"""
 
 import ast
 import re
@@ -57,8 +60,14 @@ def test_the_steps_are_numbered_one_after_the_other() -> None:
     assert len(numbers) == sum(map(len, sections()))
 
 
-def test_the_pair_passes_the_layers_in_order() -> None:
-    forward = sections()
-    layers = [name.split(".")[0] for names in forward for name in names]
-    ranks = [LAYERS.index(layer) for layer in layers if layer in LAYERS]
-    assert all(before <= after for before, after in pairwise(ranks))
+def test_the_pair_passes_the_layers_in_order_and_back_again() -> None:
+    *forward, backward = [[name.split(".")[0] for name in names] for names in sections()]
+    ranks = [LAYERS.index(layer) for layers in forward for layer in layers if layer in LAYERS]
+    assert all(before <= after for before, after in pairwise(ranks)) and set(ranks) == {0, 1, 2}
+    assert set(backward) == {"model"}
+
+
+def test_the_page_counts_what_a_pair_passes() -> None:
+    names = [name for part in sections() for name in part]
+    page = (ROOT / "docs" / "one-pair.md").read_text(encoding="utf-8")
+    assert f"passed {len(names)} functions in {len({definitions(name)[0] for name in names})} files" in page
