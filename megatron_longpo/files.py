@@ -1,9 +1,11 @@
 """Outputs that are either whole or absent: written under a temporary name, fsynced, then renamed."""
 
+import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_longpo.errors import UserError, one_line
@@ -30,23 +32,33 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MEGATRON_LONGPO_HOME") or Path(cache) / "megatron-longpo")
 
 
+def shown(path: Path) -> str:
+    """The path as text that can be printed and stored: bytes that are not UTF-8 as ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed.
 
     The temporary name is fixed per target (``.NAME.partial``), so what a killed run left behind is overwritten
     by the next one rather than collected.
+
+    Raises:
+        UserError: another process is writing it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        _fsync(partial)
+    with _locked(path, lambda: os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), partial):
+        try:
+            yield partial
+            _fsync(partial)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         partial.replace(path)
-        _fsync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    _fsync(path.parent)
 
 
 @contextmanager
@@ -54,6 +66,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside ``path``; on success it becomes ``path``, on any error it is removed.
 
     Raises:
+        UserError: another process is writing it.
         FileExistsError: ``path`` exists and is not an empty directory; nothing is ever overwritten.
         NotADirectoryError: it would lie in a file.
     """
@@ -66,17 +79,54 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise NotADirectoryError(f"{path}: {path.parent} is a file; choose another output")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        for entry in sorted(partial.rglob("*")):
-            _fsync(entry)
-        _fsync(partial)
+
+    def open_folder() -> int:
+        partial.mkdir(exist_ok=True)
+        return os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+
+    with _locked(path, open_folder, partial):
+        try:
+            for left in partial.iterdir():  # by a run that was killed
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield partial
+            for entry in sorted(partial.rglob("*")):
+                _fsync(entry)
+            _fsync(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         partial.replace(path)
-        _fsync(path.parent)
+    _fsync(path.parent)
+
+
+@contextmanager
+def _locked(path: Path, open_partial: Callable[[], int], partial: Path) -> Iterator[None]:
+    """Hold the lock on the temporary file or folder of ``path``; the system lets go of it when the process ends.
+
+    Where a file system has no locks (some NFS mounts), two writers are not kept apart.
+    """
+    while True:
+        descriptor = open_partial()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(f"{path}: another process is writing it; wait for it, or choose another output") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                os.close(descriptor)
+                raise
+        # Between opening and locking another writer may have put its file into place, or removed it.
+        with suppress(FileNotFoundError):
+            if os.path.sameopenfile(descriptor, other := os.open(partial, os.O_RDONLY)):
+                os.close(other)
+                break
+            os.close(other)
+        os.close(descriptor)
+    try:
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
 
 
 def refuse_inside(output: Path, source: Path) -> None:

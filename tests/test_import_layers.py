@@ -32,6 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "megatron_hooks": set(),
     "platform": {"megatron_hooks"},
+    "strict_json": set(),
+    "platform": set(),
     "data": set(),
     "generate": {"data"},
     "model": {"data", "platform"},

@@ -25,6 +25,7 @@ from megatron_longpo.commands.dataset_output import (
 from megatron_longpo.data.manifest import InputFile
 from megatron_longpo.data.pair import UniqueIds, read_lines
 from megatron_longpo.errors import UserError
+from megatron_longpo.files import shown
 
 if TYPE_CHECKING:
     from megatron_longpo.commands.progress import InputProgress
@@ -108,4 +109,4 @@ def _hashed_lines(paths: list[Path], inputs: list[InputFile]) -> Iterator[tuple[
             digest.update(line)
             num_bytes += len(line)
             yield where, line
-        inputs.append(InputFile(path=str(path), num_bytes=num_bytes, sha256=digest.hexdigest()))
+        inputs.append(InputFile(path=shown(path), num_bytes=num_bytes, sha256=digest.hexdigest()))

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = _matching_tokenizer(args, reader) if args.tokenizer else None
     description = describe(reader, index, tokenizer)
     if args.json:
-        print(json.dumps(description, ensure_ascii=False))
+        print(json.dumps(description, ensure_ascii=False, allow_nan=False))
     else:
         _print(description, len(reader), _View(tokenizer, args.tokens, args.full))
     return 0

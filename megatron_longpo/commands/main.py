@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from io import TextIOWrapper
 
 from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
@@ -29,8 +30,12 @@ def main(argv: list[str] | None = None) -> int:
 def run_verb(verb: str, argv: list[str]) -> int:
     """Parse ``argv`` for ``verb`` and run it; ``tools/<verb>.py`` calls this too."""
     module = importlib.import_module(f"megatron_longpo.commands.{verb.replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"megatron-longpo {verb}", description=VERBS[verb])
+    # An abbreviation could come to mean another option with the next release.
+    parser = argparse.ArgumentParser(prog=f"megatron-longpo {verb}", description=VERBS[verb], allow_abbrev=False)
     module.add_arguments(parser)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
     try:
         return module.run(parser.parse_args(argv)) or 0
     except (UserError, OSError) as error:

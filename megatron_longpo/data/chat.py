@@ -93,8 +93,23 @@ def check_chat_template(tokenizer: "PreTrainedTokenizerFast", where: object = No
         )
     try:
         render_text(tokenizer, "A line.\nAnother.", ["Which?", "Why?", "Where?"], ["This one.", "Because.", "Here."])
+        _check_generation_prompt(tokenizer)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _check_generation_prompt(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """A stored answer must follow what the model is asked with, or it is trained to answer after another header."""
+    question = [{"role": "user", "content": "Which?"}]
+    asked = apply_template(tokenizer, question, add_generation_prompt=True)
+    answered = apply_template(tokenizer, [*question, {"role": "assistant", "content": "This one."}])
+    if not answered.startswith(asked):
+        at = max(0, num_common(asked, answered) - 12)
+        raise UserError(
+            f"the chat template's generation prompt ends in {asked[at:]!r}, but a stored answer is rendered "
+            f"{answered[at : at + 40]!r}: the model would learn to answer after another header than it is asked with; "
+            f"give a template that begins both alike with --chat-template ({TEMPLATES} has some)"
+        )
 
 
 def _response_range(

@@ -114,7 +114,7 @@ class PairWriter:
         with _full_disk_named(self.prefix):
             # Annotated as a Tensor, but numpy.array() is all that is done with it, and of a Tensor that is deprecated.
             self._builder.add_document(cast(Any, tokens), [len(sequence) for sequence in sequences])
-            self._records.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._records.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         long_spans = np.stack([pair.long.chosen.spans, pair.long.rejected.spans], axis=1)
         short_spans = np.stack([np.stack([item.chosen.spans[0], item.rejected.spans[0]]) for item in pair.short])
         self._spans.frombytes(np.concatenate([long_spans, short_spans], axis=1, dtype=np.int32).tobytes())

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from megatron_longpo import strict_json
 from megatron_longpo.data.render import Lengths
 from megatron_longpo.data.tokenise import IntArray
 from megatron_longpo.errors import UserError
@@ -62,7 +63,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The content of the manifest file."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def count_tokens(long: IntArray, short: IntArray) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{path}: no such file, so there is no complete dataset here; run build, or check the prefix")
     try:
-        record = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        record = cast(dict[str, Any], strict_json.loads(path.read_text(encoding="utf-8")))
         version = record["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(

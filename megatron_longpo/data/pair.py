@@ -1,7 +1,8 @@
 """The pair as text: one JSON line of a preference file, validated strictly.
 
 Invariants of a `Pair` (tests/unit/data/test_pair.py quotes them):
-  1. every text that is tokenised holds at least one character that is not white space, and encodes as UTF-8;
+  1. every text, names and meta included, encodes as UTF-8; every text that is tokenised holds a character that is not
+     white space;
   2. there is at least one turn;
   3. in every turn chosen and rejected differ in more than the white space around them;
   4. the id is printable, at most 512 characters, and unique over all files that are read together.
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from megatron_longpo import strict_json
 from megatron_longpo.errors import UserError
+from megatron_longpo.files import shown
 
 MAX_ID_CHARS = 512
 _PAIR_FIELDS = {"id": str, "context": str, "turns": list, "meta": dict}
@@ -85,7 +88,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{path}: the file is empty; a preference file needs at least one pair")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            yield f"{path}:{number}", line
+            yield f"{shown(path)}:{number}", line
 
 
 def read_pairs(paths: Iterable[Path]) -> Iterator[tuple[str, Pair]]:
@@ -119,31 +122,18 @@ def _decode(line: bytes, where: str) -> object:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not UTF-8: byte 0x{line[error.start]:02x} at position {error.start} of the line "
-            f"({error.reason}); convert the file to UTF-8"
-        ) from error
+        utf16 = line.startswith((b"\xff\xfe", b"\xfe\xff"))
+        seen = "it is UTF-16" if utf16 else f"byte 0x{line[error.start]:02x} at position {error.start} of the line"
+        raise UserError(f"{where}: not UTF-8: {seen} ({error.reason}); convert the file to UTF-8") from error
+    text = text.removeprefix("\ufeff")  # the byte order mark that some editors write before a file
     if not text.strip():
         raise UserError(f"{where}: blank line; every line must hold one JSON object: remove it")
     try:
-        return json.loads(text, object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant)
+        return strict_json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}; repair the line") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON: {error}; repair the line") from error
-
-
-def _object_without_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(items)
-    if len(record) != len(items):
-        names = [name for name, _ in items]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {repeated!r} appears twice in one object")
-    return record
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _parse_turn(value: object, where: str, label: str) -> Turn:
@@ -199,10 +189,3 @@ def _check_id(pair_id: str, where: str) -> None:
 def _check_text(text: str, where: str, label: str) -> None:
     if not text.strip():
         raise UserError(f"{where}: {label} is empty; it needs text")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: {label} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}) at character "
-            f"{error.start}; it cannot be encoded as UTF-8: repair the text"
-        ) from error

@@ -169,6 +169,7 @@ def _render_conversation(
                 "chosen and rejected are tokenised differently before the first answer, so they cannot share a trunk;"
                 " an answer's first characters merge with the template's: change how it begins"
             )
+        _require_different_answers(chosen, rejected)
         both = TrunkAndBranches(chosen.ids[:opener], _branch(chosen, opener), _branch(rejected, opener))
         num_excess = both.lengths.longer - max_length
         if num_excess <= 0 or overlong == "skip":
@@ -183,6 +184,17 @@ def _render_conversation(
         raise type(error)(f"{conversation.name}: {error}") from error
     trunk = np.concatenate([both.trunk[:cut], both.trunk[cut_end:]])
     return TrunkAndBranches(trunk, both.chosen, both.rejected), cut_end - cut
+
+
+def _require_different_answers(chosen: Tokens, rejected: Tokens) -> None:
+    """Texts that differ can be the same tokens: a tokenizer may normalise Unicode, or drop what it does not know."""
+    for turn, spans in enumerate(zip(chosen.spans.tolist(), rejected.spans.tolist(), strict=True)):
+        ours, theirs = (tokens.ids[slice(*span)] for tokens, span in zip((chosen, rejected), spans, strict=True))
+        if np.array_equal(ours, theirs):
+            raise UserError(
+                f"chosen and rejected of its turn {turn} are the same tokens, though their texts differ; a preference "
+                "needs two different answers: drop the turn"
+            )
 
 
 def _branch(tokens: Tokens, opener: int) -> Branch:

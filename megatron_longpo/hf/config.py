@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Never, cast
 
+from megatron_longpo import strict_json
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.rope import rope_parameters
 
@@ -54,7 +55,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         UserError: there is no such file, it is not UTF-8 JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = strict_json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a folder that holds it") from None
     except (IsADirectoryError, NotADirectoryError) as error:

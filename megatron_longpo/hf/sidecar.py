@@ -159,7 +159,7 @@ def write_hf_config(folder: Path, config: dict[str, Any]) -> None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _lengthen_tokenizer(path: Path, num_tokens: int) -> None:

@@ -1,6 +1,7 @@
 """commands/build.py: the same bytes from any number of workers; bad input is one clear line and leaves nothing."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from megatron_longpo.data.dataset_files import SUFFIXES, dataset_file
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.pair import parse_pair
 from megatron_longpo.data.render import load_tokenizer, render_pair, tokenizer_fingerprint
+from megatron_longpo.files import atomic_file
 from tests.pairs import make_record, make_records, write_jsonl
 from tests.unit.commands.building import build, one_error_line
 from tests.unit.data.test_indexed import flat
@@ -244,3 +246,24 @@ def test_an_input_is_read_once_and_never_replaced(
     assert f"error: {tmp_path / 'link'}: given twice; name every input once\n" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "set.pairs.jsonl"]
     assert source.read_bytes() == before
+
+
+def test_a_file_whose_name_is_not_utf8(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
+    """It is read, and what the dataset says of it can be printed."""
+    source = write_jsonl(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), [make_record()])
+    argv = ["build", "--tokenizer", str(tokenizer_folders["chatml"]), "--max-length", "4000", "--input", str(source)]
+    assert main([*argv, "--output", str(tmp_path / "set")]) == 0
+    assert PairReader(tmp_path / "set").record(0).source.endswith("caf\\xe9.jsonl:1")
+    assert PairReader(tmp_path / "set").manifest.inputs[0].path.endswith("caf\\xe9.jsonl")
+
+
+def test_an_output_that_another_process_writes(
+    tokenizer_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_jsonl(tmp_path / "pairs.jsonl", [make_record()])
+    argv = ["build", "--tokenizer", str(tokenizer_folders["chatml"]), "--max-length", "4000", "--input", str(source)]
+    with atomic_file(tmp_path / "set.bin") as partial:
+        assert main([*argv, "--output", str(tmp_path / "set")]) == 2
+        partial.touch()
+    assert f"error: {tmp_path / 'set.bin'}: another process is writing it" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "set.bin"]

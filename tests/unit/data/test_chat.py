@@ -104,6 +104,14 @@ BAD_TEMPLATES = {
         "{% else %}" + MESSAGE + "{% endif %}{% endfor %}",
         "not prefix-stable",
     ),
+    "opens a thought in the generation prompt": (
+        LOOP + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}",
+        r"generation prompt ends in .*<think>.*a stored answer is rendered .*This one",
+    ),
+    "asks with another header": (
+        LOOP + "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+        "generation prompt ends in",
+    ),
     "rewrites answers": (
         LOOP.replace("message['content']", "(message['content'] | upper)"),
         "rewrites",

@@ -69,8 +69,25 @@ BAD_LINES = {
     "blank answer": (line_of(turn(rejected=" \t\n")), "turns[0].rejected is empty"),
     "equal answers": (line_of(turn(chosen="Same.", rejected="Same.")), "turns[0].chosen equals turns[0].rejected"),
     "equal but for blanks": (line_of(turn(chosen="Same.", rejected=" Same.\n")), "equals turns[0].rejected"),
-    "half a surrogate pair": (line_of(turn(chosen="a\ud800")), "turns[0].chosen holds half of a surrogate pair"),
+    "half a surrogate pair": (line_of(turn(chosen="a\ud800")), "half of a surrogate pair (\\ud800) at character 1"),
+    "half a pair in meta": (line_of(make_record(meta={"a": [{"b": "\ud83d"}]})), "half of a surrogate pair (\\ud83d)"),
+    "half a pair in a name": (line_of(make_record(meta={"\udfff": 1})), "half of a surrogate pair (\\udfff)"),
+    "half a pair in the id": (line_of(make_record(id="\ud800")), "half of a surrogate pair"),
+    "Infinity": (b'{"meta": {"x": -Infinity}}', "-Infinity is not a JSON number"),
+    "beyond floats": (b'{"meta": {"x": 1e999}}', "1e999 is too large for a number"),
+    "UTF-16": ("\ufeff{}".encode("utf-16-le"), "not UTF-8: it is UTF-16"),
 }
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    """Some editors write one before a file; two such files joined have one in the middle."""
+    line = line_of(make_record())
+    assert parse_pair(b"\xef\xbb\xbf" + line, WHERE) == parse_pair(line, WHERE)
+
+
+def test_a_whole_surrogate_pair_is_a_character() -> None:
+    assert parse_pair(line_of(make_record(meta={"x": "🙂"})), WHERE).meta == {"x": "🙂"}
+    assert b"\\ud83d" in line_of(make_record(meta={"x": "🙂"}))
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES.values(), ids=BAD_LINES.keys())

@@ -1,0 +1,62 @@
+"""JSON that every reader of JSON understands.
+
+Python's own module also reads and writes NaN and Infinity, turns 1e999 into infinity, keeps the last of two fields of
+one name, and lets half a surrogate pair through, which no UTF-8 file can hold.
+"""
+
+import json
+import math
+from typing import Any, cast
+
+
+def loads(text: str) -> Any:
+    """Read one JSON value.
+
+    Raises:
+        ValueError: it is not JSON (JSONDecodeError), or holds what the head of this file names.
+        RecursionError: it is nested too deeply.
+    """
+    value: Any = json.loads(
+        text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+    )
+    if "\\ud" in text.lower() and (half := half_surrogate(value)):
+        raise ValueError(half)
+    return value
+
+
+def half_surrogate(value: object) -> str | None:
+    """Say which text in a JSON value, field names included, holds half of a surrogate pair; None if none does."""
+    match value:
+        case str():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                code, place = ord(value[error.start]), error.start
+                return f"a text holds half of a surrogate pair (\\u{code:04x}) at character {place}, which is not UTF-8"
+        case dict():
+            record = cast(dict[str, object], value)
+            return next((found for one in (*record, *record.values()) if (found := half_surrogate(one))), None)
+        case list():
+            return next((found for one in cast(list[object], value) if (found := half_surrogate(one))), None)
+        case _:
+            pass
+    return None
+
+
+def _without_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(items)
+    if len(record) != len(items):
+        names = [name for name, _ in items]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {repeated!r} appears twice in one object")
+    return record
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits[:40]} is too large for a number")
+    return number
