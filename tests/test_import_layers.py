@@ -33,7 +33,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "megatron_hooks": set(),
     "platform": {"megatron_hooks"},
     "strict_json": set(),
-    "platform": set(),
     "data": set(),
     "generate": {"data"},
     "model": {"data", "platform"},
