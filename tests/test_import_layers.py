@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_longpo"
 
 # Top-level files and folders of the package. Every one may import itself and EVERYBODYS.
-EVERYBODYS = {"errors", "files"}
+EVERYBODYS = {"errors", "files", "strict_json"}
 TRAINING = {
     "train",
     "step",
@@ -97,7 +97,7 @@ def may_import_megatron(unit: str, name: str) -> bool:
         return unit in READERS_OF_GLOBALS
     if unit == "data":
         return is_in(name, "megatron.core.datasets")
-    return unit not in ("objective", "generate", "evaluate", "errors", "files")
+    return unit not in ("objective", "generate", "evaluate", *EVERYBODYS)
 
 
 def modules() -> dict[str, str]:
