@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_longpo"
 
 # Top-level files and folders of the package. Every one may import itself and EVERYBODYS.
-EVERYBODYS = {"errors", "files", "strict_json"}
+EVERYBODYS = {"errors", "files", "journal", "strict_json"}
 TRAINING = {
     "train",
     "step",
@@ -30,6 +30,7 @@ LAYERS = {"data", "model", "objective", "reference", "hf", "platform", "megatron
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "journal": set(),
     "megatron_hooks": set(),
     "platform": {"megatron_hooks"},
     "strict_json": set(),

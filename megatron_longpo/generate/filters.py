@@ -34,6 +34,14 @@ _REFUSAL = re.compile(
 """Only what an answer opens with: further on the same words may be quoted or be a point of the answer."""
 
 
+_BEGIN, _END = (rf"(?:<{slash}(?:think|thinking|thought|seed:think)>|\[{slash}THINK\])" for slash in ("", "/"))
+_LEADING_THOUGHTS = re.compile(rf"\s*{_BEGIN}.*?{_END}|(?:(?!{_BEGIN}).)*?{_END}[ \t]*\n", re.IGNORECASE | re.DOTALL)
+"""The second form: the chat template opened the thoughts. An end that is quoted within a line is not the model's."""
+_THOUGHTS_MARK = re.compile(f"{_BEGIN}|{_END}", re.IGNORECASE)
+_BROKEN = re.compile("[\x00\ud800-\udfff\ufffd]")
+"""Half of a surrogate pair, NUL, and what decoders put in place of bytes that are no character."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A turn that has all its parts and is to be judged."""
@@ -57,6 +65,8 @@ def first_fault(turn: Candidate, settings: Settings, control_token: re.Pattern[s
     texts = [answer.text for answer in answers]
     found: dict[FilterName, Callable[[], bool]] = {
         "control tokens": lambda: any(holds_control_token(text, control_token) for text in (turn.question, *texts)),
+        "thoughts": lambda: any(_THOUGHTS_MARK.search(text) for text in (turn.question, *texts)),
+        "broken characters": lambda: any(holds_broken_character(text) for text in (turn.question, *texts)),
         "cut off": lambda: any(answer.finish == "length" for answer in answers),
         "empty": lambda: any(len(text.strip()) < max(settings.min_answer_characters, 1) for text in texts),
         "refusal": lambda: any(is_refusal(text) for text in texts),
@@ -68,10 +78,26 @@ def first_fault(turn: Candidate, settings: Settings, control_token: re.Pattern[s
     for name, drops in found.items():
         if name not in settings.no_filter and drops():
             return name
+    if any(answer.num_new_tokens > settings.answer.max_new_tokens for answer in answers):
+        return "too long"  # the server knows no limit, and the conversation may not fit the length
     # Also under --no-filter: no pair could be built of them.
     if any(not text.strip() for text in texts):
         return "empty"
     return "too similar" if texts[0].strip() == texts[1].strip() else None
+
+
+def without_thoughts(text: str) -> str:
+    """The answer alone: thoughts that it opens with are removed, as servers do that know the model.
+
+    Thoughts that do not end are left, and dropped as "thoughts".
+    """
+    found = _LEADING_THOUGHTS.match(text)
+    return text[found.end() :].lstrip() if found else text
+
+
+def holds_broken_character(text: str) -> bool:
+    """Whether the text cannot be stored, or holds signs that bytes of it were lost."""
+    return _BROKEN.search(text) is not None
 
 
 def is_refusal(text: str) -> bool:

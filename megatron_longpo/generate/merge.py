@@ -17,8 +17,10 @@ from megatron_longpo.data.pair import parse_pair
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 from megatron_longpo.generate.corpus.documents import OF_A_SHARD
-from megatron_longpo.generate.journal import Position, Shard, check_header, journal_lines
+from megatron_longpo.generate.filters import without_thoughts
+from megatron_longpo.generate.journal import Position, Shard
 from megatron_longpo.generate.prompts import normalised
+from megatron_longpo.journal import check_header, journal_lines, journal_text
 
 
 @dataclass(slots=True)
@@ -39,6 +41,8 @@ class Tally:
     requests: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
+    thoughts: int = 0
+    """Answers that opened with thoughts, which were removed."""
     seconds: float = 0.0
     """That the shards worked, one after the other."""
 
@@ -87,8 +91,14 @@ def engine_of(journal: Path) -> dict[str, str]:
     Raises:
         UserError: no such journal.
     """
-    _, _, header = next(journal_lines(journal), (0, 0, {}))
+    _, _, header = next(_lines(journal), (0, 0, {}))
     return header.get("engine", {})
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such journal; run generate with that --shard first")
+    return journal_lines(path)
 
 
 def _take_journal(
@@ -96,7 +106,7 @@ def _take_journal(
 ) -> None:
     counts: dict[str, int] | None = None
     seconds = 0.0
-    for start, _, line in journal_lines(path):
+    for start, _, line in _lines(path):
         match line["kind"]:
             case "header":
                 check_header(path, line, {**header, "shard": asdict(shard)})
@@ -104,6 +114,7 @@ def _take_journal(
                 counts = None
             case "answer":
                 tally.requests += 1
+                tally.thoughts += without_thoughts(line["text"]) != line["text"]
                 tally.prompt_tokens += line["num_prompt_tokens"]
                 tally.new_tokens += line["num_new_tokens"]
             case "document":
@@ -136,7 +147,7 @@ def _pairs(places: Mapping[Position, _Place], tally: Tally, min_turns: int) -> I
             if place.journal not in files:
                 files[place.journal] = stack.enter_context(place.journal.open("rb"))
             files[place.journal].seek(place.start)
-            pair = json.loads(files[place.journal].readline()[9:])["pair"]
+            pair = json.loads(journal_text(files[place.journal].readline()))["pair"]
             if _keep_new_turns(pair, met, tally) >= min_turns:
                 line = json.dumps(pair, ensure_ascii=False).encode() + b"\n"
                 parse_pair(line, f"{place.journal}: pair {pair['id']}")

@@ -15,14 +15,20 @@ import random
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_longpo.data.render import Context
 from megatron_longpo.errors import TooLong
 from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Request, Sampling
-from megatron_longpo.generate.filters import Candidate, first_fault, holds_control_token
+from megatron_longpo.generate.filters import (
+    Candidate,
+    first_fault,
+    holds_broken_character,
+    holds_control_token,
+    without_thoughts,
+)
 from megatron_longpo.generate.prompts import (
     LEAD_INS,
     ask_for_questions,
@@ -149,7 +155,7 @@ class _Document:
             purpose = f"{number} questions {attempt}"
             answer = await self._complete(prompt, self._settings.question, purpose, "short")
             questions = parse_questions(answer.text, self._settings.num_questions, answer.finish == "length")
-            if questions is None:
+            if questions is None or holds_broken_character(answer.text):
                 fault = "malformed questions"
                 continue
             usable = [text for text in questions if "position" in self._settings.no_filter or not tells_position(text)]
@@ -161,7 +167,8 @@ class _Document:
     async def _complete(self, message: str, sampling: Sampling, purpose: str, context: Context) -> Completion:
         seed = self._random(purpose).randrange(2**31)
         messages = ({"role": "user", "content": message},)
-        return await self._ask(Request(messages=messages, sampling=sampling, seed=seed, context=context))
+        answer = await self._ask(Request(messages=messages, sampling=sampling, seed=seed, context=context))
+        return replace(answer, text=without_thoughts(answer.text))
 
     def _drop(self, fault: FilterName) -> None:
         self.dropped[fault] += 1

@@ -10,6 +10,8 @@ FilterName = Literal[
     "malformed questions",
     "position",
     "control tokens",
+    "thoughts",
+    "broken characters",
     "cut off",
     "empty",
     "refusal",
@@ -20,8 +22,8 @@ FilterName = Literal[
 ]
 """Why a turn is dropped, in the order in which it is looked at."""
 FILTERS: tuple[FilterName, ...] = get_args(FilterName)
-ALWAYS_ON: tuple[FilterName, ...] = ("malformed questions", "control tokens")
-"""Without a question there is nothing to answer, and `build` refuses text that holds control tokens."""
+ALWAYS_ON: tuple[FilterName, ...] = ("malformed questions", "control tokens", "thoughts", "broken characters")
+"""Without a question there is nothing to answer, and `build` refuses the others or trains on what is no answer."""
 QUESTION_ROOM = 256
 """Tokens kept free per turn for its instruction and the chat template around it."""
 

@@ -1,66 +1,60 @@
-"""A journal of scored pairs: one file a rank, one line a pair, appended and fsynced; survives kill -9."""
+"""The journals of an unfinished scoring: one file a rank, one line a pair (journal.py says what a line is).
 
-import json
-import os
+The ranks of one run write one scoring together; ``lock`` in the folder keeps a second run out.
+"""
+
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.journal import Journal, Lock, check_header, journal_lines
 
 Turns = list[tuple[float, float]]
 
 
-class Journal:
-    """Lines ``{"pair": i, "logp": [[chosen, rejected], ...]}`` under a folder that names what is being scored."""
+def lock_folder(folder: Path) -> Lock:
+    """Keep every other run out of ``folder``; one rank does it for all.
 
-    def __init__(self, folder: Path, scored: dict[str, Any], rank: int) -> None:
-        """Open or go on with the journal in ``folder``.
+    Raises:
+        UserError: another run has it, or an older version left it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder / "lock")
+    if any(folder.glob("*.json*")):
+        lock.close()
+        raise UserError(f"{folder}: an unfinished scoring by an older version; remove the folder to score anew")
+    return lock
 
-        Raises:
-            UserError: the folder holds the journal of another scoring (dataset, model, RoPE or dtype differ).
-        """
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        header = folder / "scored.json"
-        wanted = json.dumps(scored, sort_keys=True)
-        if not header.exists():
-            partial = folder / f".scored.{rank}"
-            partial.write_text(wanted)
-            partial.replace(header)
-        if header.read_text() != wanted:
-            raise UserError(f"{folder} is an unfinished scoring of something else; remove it to start over")
-        self._path = folder / f"rank{rank:05d}.jsonl"
-        self._file = self._path.open("a+b")
-        self._drop_cut_line()
 
-    def _drop_cut_line(self) -> None:
-        """A kill can cut the last line short; what follows must not be glued to it."""
-        self._file.seek(0)
-        content = self._file.read()
-        if content and not content.endswith(b"\n"):
-            self._file.truncate(content.rfind(b"\n") + 1)
+def open_journal(folder: Path, scored: Mapping[str, Any], rank: int) -> Journal:
+    """This rank's own journal, for appending; ``scored`` names dataset, model, RoPE and dtype."""
+    return Journal(folder / f"rank{rank:05d}.journal", {"scored": scored})
 
-    def append(self, pair_index: int, turns: Turns) -> None:
-        """Add one pair; nats, printed so that float64 reads back the same."""
-        self._file.write(json.dumps({"pair": pair_index, "logp": turns}).encode() + b"\n")
 
-    def flush(self) -> None:
-        """Make what was appended survive a crash of the machine."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+def pair_line(pair_index: int, turns: Turns) -> dict[str, Any]:
+    """The line of one pair: (chosen, rejected) a turn, nats, printed so that float64 reads back the same."""
+    return {"kind": "pair", "pair": pair_index, "logp": turns}
 
-    def read_all(self) -> dict[int, Turns]:
-        """All pairs of all ranks' files; a line that a kill cut short is left out."""
-        found: dict[int, Turns] = {}
-        for path in sorted(self.folder.glob("rank*.jsonl")):
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    entry = json.loads(line)
-                    found[entry["pair"]] = [(chosen, rejected) for chosen, rejected in entry["logp"]]
-        return found
 
-    def remove(self) -> None:
-        """Delete the journal, once the cache holds everything."""
-        self._file.close()
-        shutil.rmtree(self.folder)
+def read_pairs(folder: Path, scored: Mapping[str, Any]) -> dict[int, Turns]:
+    """All pairs in all ranks' journals.
+
+    Raises:
+        UserError: a journal is damaged, or belongs to another scoring (dataset, model, RoPE or dtype differ).
+    """
+    found: dict[int, Turns] = {}
+    for path in sorted(folder.glob("rank*.journal")):
+        for _, _, line in journal_lines(path):
+            if line["kind"] == "header":
+                check_header(path, line, {"scored": scored})
+            else:
+                found[line["pair"]] = [(chosen, rejected) for chosen, rejected in line["logp"]]
+    return found
+
+
+def remove(folder: Path, lock: Lock) -> None:
+    """Delete the journals, once the cache holds everything; nobody can come in before they are gone."""
+    shutil.rmtree(folder)
+    lock.close()

@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Container
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast, get_args
@@ -34,8 +35,10 @@ from megatron_longpo.data.dataset import conversation_arrays  # noqa: E402
 from megatron_longpo.data.indexed import PairReader  # noqa: E402
 from megatron_longpo.data.render import Context, TrunkAndBranches  # noqa: E402
 from megatron_longpo.hf.sidecar import Identity, check_tokenizer, read_identity  # noqa: E402
+from megatron_longpo.journal import Journal, Lock  # noqa: E402
 from megatron_longpo.model.build import TRANSFORMER_IMPLS, check_transformer_impl  # noqa: E402
 from megatron_longpo.model.exchange import CP_COMM_TYPES  # noqa: E402
+from megatron_longpo.reference import journal as journals  # noqa: E402
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache  # noqa: E402
 from megatron_longpo.reference.frozen import (  # noqa: E402
     Conversation,
@@ -44,7 +47,6 @@ from megatron_longpo.reference.frozen import (  # noqa: E402
     load_frozen,
     score,
 )
-from megatron_longpo.reference.journal import Journal  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ANSWERS = ("chosen", "rejected")
@@ -94,10 +96,11 @@ def run(args: argparse.Namespace) -> int:
         context=args.context,
     )
     output = args.output or default_path(args.data, args.context)
-    if output.exists() and not args.overwrite:
-        raise UserError(f"{output} is already there; add --overwrite to score again")
+    _refuse_existing(output, args.overwrite)
     _start_ranks(args)
     try:
+        folder = output.with_name(f".{output.name}.journal")
+        lock = _lock_for_all(folder, output, args.overwrite)
         reference = load_frozen(
             args.checkpoint,
             dtype=dtype,
@@ -105,17 +108,40 @@ def run(args: argparse.Namespace) -> int:
             cp_comm_type=args.cp_comm_type,
             transformer_impl=args.transformer_impl,
         )
-        journal = Journal(output.with_name(f".{output.name}.journal"), asdict(manifest), dist.get_rank())
-        _score_missing(reader, args.context, reference, journal)
+        scored = asdict(manifest)
+        done = journals.read_pairs(folder, scored)
+        dist.barrier()  # every rank has read the same journals before any of them writes
+        with journals.open_journal(folder, scored, dist.get_rank()) as journal:
+            _score_missing(reader, args.context, reference, journal, done)
         dist.barrier()
-        if dist.get_rank() == 0:
-            done = journal.read_all()
+        if lock is not None:
+            done = journals.read_pairs(folder, scored)
             write_cache(output, manifest, [done[index] for index in range(len(reader))])
-            journal.remove()
+            journals.remove(folder, lock)
         dist.barrier()
     finally:
         dist.destroy_process_group()
     return 0
+
+
+def _refuse_existing(output: Path, may_overwrite: bool) -> None:
+    if output.exists() and not may_overwrite:
+        raise UserError(f"{output} is already there; add --overwrite to score again")
+
+
+def _lock_for_all(folder: Path, output: Path, may_overwrite: bool) -> Lock | None:
+    """Rank 0 locks the journals' folder for all ranks of this run; every rank raises what kept it from that."""
+    lock, fault = None, [""]
+    if dist.get_rank() == 0:
+        try:
+            lock = journals.lock_folder(folder)
+            _refuse_existing(output, may_overwrite)  # again: the run that held the lock may have finished it
+        except (UserError, OSError) as error:
+            fault = [str(error)]
+    dist.broadcast_object_list(fault)
+    if fault[0]:
+        raise UserError(fault[0])
+    return lock
 
 
 def _check(args: argparse.Namespace, reader: PairReader, identity: Identity) -> None:
@@ -148,10 +174,10 @@ def _start_ranks(args: argparse.Namespace) -> None:
     model_parallel_cuda_manual_seed(0)
 
 
-def _score_missing(reader: PairReader, context: Context, reference: FrozenReference, journal: Journal) -> None:
-    """Score this data-parallel rank's share of the pairs that no journal holds, and journal them."""
-    done = journal.read_all()
-    dist.barrier()  # every rank has read the same journals before any of them writes
+def _score_missing(
+    reader: PairReader, context: Context, reference: FrozenReference, journal: Journal, done: Container[int]
+) -> None:
+    """Score this data-parallel rank's share of the pairs that are not ``done``, and journal them."""
     missing = [index for index in range(len(reader)) if index not in done]
     mine = missing[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
     writes = (
@@ -165,9 +191,12 @@ def _score_missing(reader: PairReader, context: Context, reference: FrozenRefere
         conversations = [reader[index].conversations(context) for index in indices]
         logp = iter(score(reference, [(_tensors(one), ANSWERS) for of_pair in conversations for one in of_pair]))
         if writes:
-            for index, of_pair in zip(indices, conversations, strict=True):
-                journal.append(index, [(turn[0], turn[1]) for _ in of_pair for turn in _rows(next(logp))])
-            journal.flush()
+            journal.append(
+                *(
+                    journals.pair_line(index, [(turn[0], turn[1]) for _ in of_pair for turn in _rows(next(logp))])
+                    for index, of_pair in zip(indices, conversations, strict=True)
+                )
+            )
         tokens += sum(sum(one.lengths) for of_pair in conversations for one in of_pair)
         progress.set_postfix_str(f"{tokens / (time.monotonic() - start):,.0f} tokens/s")
         progress.update(len(indices))

@@ -19,7 +19,7 @@ import pytest
 
 from megatron_longpo.commands.main import main
 from megatron_longpo.data.pair import read_pairs
-from megatron_longpo.generate.journal import journal_lines
+from megatron_longpo.journal import journal_lines
 from tests.ranks import free_port
 from tests.tokenizers import chatml_tokenizer, llama3_tokenizer
 from tests.unit.generate.model_by_rule import sentence

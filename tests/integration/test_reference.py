@@ -1,5 +1,6 @@
 """score-reference against the Hugging Face model on each short conversation; killed runs; caches of something else."""
 
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.hf.sidecar import read_identity, write_identity
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.reference.cache import ReferenceCache, default_path
-from megatron_longpo.reference.journal import Journal
+from megatron_longpo.reference.journal import lock_folder, open_journal, pair_line
 from tests.workspace import Workspace, make_workspace, verb
 
 YARN = RopeParameters(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)
@@ -139,12 +140,11 @@ def test_a_killed_scoring_goes_on(work: Workspace, cache: ReferenceCache, tmp_pa
     folder = tmp_path / ".again.npz.journal"
     done = {index: [(1.0 + index, 2.0 + index)] * len(cache[index]) for index in (0, 3, 4, 9)}
     for rank, indices in enumerate(((0, 4), (3, 9))):
-        journal = Journal(folder, asdict(cache.manifest), rank)
-        for index in indices:
-            journal.append(index, done[index])
-        journal.flush()
-    with (folder / "rank00001.jsonl").open("ab") as file:
-        file.write(b'{"pair": 7, "logp": [[1.0, 2')
+        with open_journal(folder, asdict(cache.manifest), rank) as journal:
+            for index in indices:
+                journal.append(pair_line(index, done[index]))
+    with (folder / "rank00001.journal").open("ab") as file:
+        file.write(b'01234567 {"pair": 7, "logp": [[1.0, 2')
     score = ("score-reference", "--data", work.data, "--checkpoint", work.imported, "--output", output)
     finished = verb(*score, num_ranks=2)
     assert finished.status == 0, finished.output
@@ -155,17 +155,35 @@ def test_a_killed_scoring_goes_on(work: Workspace, cache: ReferenceCache, tmp_pa
         np.testing.assert_array_equal(again[index], done.get(index, cache[index]), err_msg=f"pair {index}")
 
 
-def test_an_unfinished_scoring_of_something_else_is_refused(
-    work: Workspace, cache: ReferenceCache, tmp_path: Path
+@pytest.mark.parametrize("fault", ["other", "old", "damaged", "running"])
+def test_an_unfinished_scoring_that_is_not_ours_to_go_on_with(
+    work: Workspace, cache: ReferenceCache, tmp_path: Path, fault: str
 ) -> None:
-    folder = tmp_path / ".again.npz.journal"
-    Journal(folder, asdict(replace(cache.manifest, rope=OTHERS["another factor"])), 0).flush()
-    output = tmp_path / "again.npz"
+    """Of another model, an older version, damaged, or just now written by another process: one line, nothing lost."""
+    folder, output = tmp_path / ".again.npz.journal", tmp_path / "again.npz"
+    lock = lock_folder(folder)
+    scored = asdict(replace(cache.manifest, rope=OTHERS["another factor"]) if fault == "other" else cache.manifest)
+    with open_journal(folder, scored, 0) as journal:
+        journal.append(*(pair_line(index, [(-1.0, -2.0)]) for index in range(2)))
+    if fault == "old":
+        (folder / "scored.json").write_text("{}")
+    if fault == "damaged":
+        journal.path.write_bytes(journal.path.read_bytes().replace(b"-1.0", b"-3.0", 1))
+    if fault != "running":
+        lock.close()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     finished = verb("score-reference", "--data", work.data, "--checkpoint", work.imported, "--output", output)
     (line,) = [line for line in finished.output.splitlines() if "error" in line]
     assert finished.status == 2, finished.output
-    assert f"{folder} is an unfinished scoring of something else; remove it to start over" in line
-    assert folder.exists() and not output.exists()
+    assert {
+        "other": "begun with other settings (scored.rope",
+        "old": "an unfinished scoring by an older version; remove the folder",
+        "damaged": "rank00000.journal:2: damaged",
+        "running": f"in use by process {os.getpid()}",
+    }[fault] in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and not output.exists()
+    if fault == "running":
+        lock.close()
 
 
 def test_a_dataset_of_another_tokenizer_is_refused(work: Workspace, tmp_path: Path) -> None:

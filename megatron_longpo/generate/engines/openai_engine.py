@@ -19,7 +19,15 @@ from megatron_longpo.errors import UserError, import_optional
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
 from megatron_longpo.generate.engines.prompt_length import prompt_tokens, require_room
 from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered
-from megatron_longpo.generate.engines.server_check import chat, check_draws, check_tokens, choose_model
+from megatron_longpo.generate.engines.server_check import (
+    chat,
+    check_draws,
+    check_tokens,
+    choose_model,
+    message_of,
+    text_of,
+    usage_of,
+)
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -160,22 +168,23 @@ def _completion(
     fields: dict[str, Any], endpoint: str, request: Request, tokenizer: "PreTrainedTokenizerFast"
 ) -> Completion:
     """The answer as ours; nothing of what servers send is taken for granted."""
-    choices = fields.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise BrokenAnswerError("the answer is no chat completion")
-    reason = choices[0].get("finish_reason")
-    if reason in ("tool_calls", "function_call"):
+    message, reason = message_of(fields), fields["choices"][0].get("finish_reason")
+    text = text_of(message)
+    if reason in ("tool_calls", "function_call") or (message.get("tool_calls") and not text):
         raise UserError(f"{endpoint}: the model calls a tool in place of an answer; serve it without tools")
-    text = (choices[0].get("message") or {}).get("content") or ""
-    if reason not in FINISH_REASONS or not isinstance(text, str):
+    if not isinstance(reason, str) or reason not in FINISH_REASONS:
         raise BrokenAnswerError(f"the answer ends with the reason {reason!r}")
-    usage = fields.get("usage") or {}
     return Completion(
         text=text,
         finish=FINISH_REASONS[reason],
-        num_prompt_tokens=usage.get("prompt_tokens") or prompt_tokens(tokenizer, request.messages),
-        num_new_tokens=usage.get("completion_tokens") or len(tokenizer.encode(text, add_special_tokens=False)),
+        num_prompt_tokens=usage_of(fields, "prompt_tokens") or prompt_tokens(tokenizer, request.messages),
+        num_new_tokens=usage_of(fields, "completion_tokens") or _num_tokens(tokenizer, text),
     )
+
+
+def _num_tokens(tokenizer: "PreTrainedTokenizerFast", text: str) -> int:
+    whole = text.encode("utf-8", "replace").decode()  # the tokenizer takes no half of a surrogate pair
+    return len(tokenizer.encode(whole, add_special_tokens=False))
 
 
 def _client(endpoint: str, request_timeout_s: float) -> "AsyncOpenAI":

@@ -73,19 +73,36 @@ async def ask_until_answered[T](endpoint: str, patience: Patience, attempt: Call
         await asyncio.sleep(delay_s)
 
 
-def read_object(body: str, what: str) -> dict[str, Any]:
+def read_object(body: bytes, what: str, holding: str) -> dict[str, Any]:
     """The JSON object in a server's answer, which may be anything; the package would pass on what is none.
 
+    Args:
+        body: the bytes as they came. JSON is UTF-8, whatever the header says of its character set.
+        what: the object's kind, for the message.
+        holding: the name of a list that it must have.
+
     Raises:
-        BrokenAnswerError: it is not whole JSON, or no object.
+        BrokenAnswerError: it is not whole JSON (NaN and Infinity are none), or no such object.
     """
+    shown = " ".join(body[:400].decode("utf-8", "replace").split())[:80]
     try:
-        fields: object = json.loads(body)
-    except json.JSONDecodeError as error:
-        raise BrokenAnswerError(f"the answer is not whole JSON ({' '.join(body.split())[:80]!r})") from error
-    if not isinstance(fields, dict):
-        raise BrokenAnswerError(f"the answer is no {what}")
+        fields: object = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BrokenAnswerError(f"the answer is not whole JSON ({shown!r})") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get(holding), list):
+        raise BrokenAnswerError(f"the answer is no {what} ({shown!r})")
     return fields
+
+
+def whole_number(value: object) -> int | None:
+    """A positive number that a server gives, 12 or 12.0; None for everything else that it may say in its place."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**53:
+        return None
+    return int(value) if value == int(value) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _delay_s(num_failures: int, asked_for_s: float | None) -> float:
@@ -136,7 +153,8 @@ def _retry_after_s(error: Exception) -> float | None:
         return None
     value = error.response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if seconds == seconds else None
     except ValueError:
         pass
     try:

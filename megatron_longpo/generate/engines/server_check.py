@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engines.prompt_length import prompt_tokens
-from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered, read_object
+from megatron_longpo.generate.engines.retries import (
+    BrokenAnswerError,
+    Patience,
+    ask_until_answered,
+    read_object,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -58,8 +64,7 @@ async def choose_model(client: "AsyncOpenAI", endpoint: str, name: str | None, p
             listed = f"the server lists the models {', '.join(models)}" if models else "the server lists no model"
             raise UserError(f"{endpoint}: {listed}; say which with --model-name")
         name = next(iter(models))
-    limit = models.get(name, {}).get("max_model_len")
-    return ServedModel(name, limit if isinstance(limit, int) else None, tuple(models))
+    return ServedModel(name, whole_number(models.get(name, {}).get("max_model_len")), tuple(models))
 
 
 async def check_tokens(
@@ -123,24 +128,20 @@ async def _list_models(client: "AsyncOpenAI", may_be_missing: bool) -> dict[str,
         if may_be_missing:
             return {}
         raise
-    models = read_object(answer.http_response.text, "list of models").get("data")
-    if not isinstance(models, list):
-        raise BrokenAnswerError("the answer is no list of models")
+    models = read_object(answer.http_response.content, "list of models", "data")["data"]
     return {str(model["id"]): model for model in models if isinstance(model, dict) and "id" in model}
 
 
 async def _count(client: "AsyncOpenAI", model: str) -> int | None:
     fields = await chat(client, model, _messages(PROBE), max_tokens=1, temperature=0, seed=0)
-    counted = (fields.get("usage") or {}).get("prompt_tokens")
-    return counted if isinstance(counted, int) and counted > 0 else None
+    if (answering := fields.get("model")) not in (None, model):
+        logging.getLogger(__name__).warning("asked for the model %s, the server says that %r answers", model, answering)
+    return usage_of(fields, "prompt_tokens")
 
 
 async def _draw(client: "AsyncOpenAI", model: str, seed: int) -> str:
     fields = await chat(client, model, _messages(OPEN_ENDED), max_tokens=24, temperature=1, top_p=1, seed=seed)
-    try:
-        return str(fields["choices"][0]["message"]["content"] or "")
-    except (LookupError, TypeError) as error:
-        raise BrokenAnswerError("the answer is no chat completion") from error
+    return text_of(message_of(fields))
 
 
 async def chat(client: "AsyncOpenAI", model: str, messages: Any, **sampling: Any) -> dict[str, Any]:
@@ -151,10 +152,56 @@ async def chat(client: "AsyncOpenAI", model: str, messages: Any, **sampling: Any
     """
     completions: Any = client.chat.completions.with_raw_response
     answer = await completions.create(model=model, messages=messages, **sampling)
-    fields = read_object(answer.http_response.text, "chat completion")
-    if not isinstance(fields.get("choices"), list):
-        raise BrokenAnswerError("the answer is no chat completion")
-    return fields
+    return read_object(answer.http_response.content, "chat completion", "choices")
+
+
+def message_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """The message of a chat completion's one choice.
+
+    Raises:
+        BrokenAnswerError: there is not exactly one.
+    """
+    match fields["choices"]:
+        case [{"message": dict() as message}]:
+            return message
+        case _:
+            raise BrokenAnswerError("the answer is no chat completion with one message")
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """What the model says in a message; empty where that is nothing, a refusal, or a thought alone.
+
+    Some servers give a list of parts. Thoughts that a server keeps apart (``reasoning_content``, ``reasoning``, parts
+    of the type ``thinking``) are no part of the answer.
+
+    Raises:
+        BrokenAnswerError: the content is of another type.
+    """
+    match message.get("content"):
+        case None:
+            return ""
+        case str() as text:
+            return text
+        case [*parts]:
+            return "".join(_text_of_part(part) for part in parts)
+        case other:
+            raise BrokenAnswerError(f"the answer's content is of the type {type(other).__name__}")
+
+
+def usage_of(fields: dict[str, Any], name: str) -> int | None:
+    """A count of tokens in a chat completion, if the server gives a usable one."""
+    usage = fields.get("usage")
+    return whole_number(usage.get(name)) if isinstance(usage, dict) else None
+
+
+def _text_of_part(part: object) -> str:
+    match part:
+        case {"type": "text", "text": str() as text}:
+            return text
+        case {"type": "thinking" | "reasoning" | "refusal"}:
+            return ""
+        case _:
+            raise BrokenAnswerError(f"the answer's content holds a part that is no text ({str(part)[:60]!r})")
 
 
 def _messages(content: str) -> list[dict[str, str]]:

@@ -112,6 +112,7 @@ def _made(manifest: Mapping[str, Any]) -> list[tuple[str, list[_Row]]]:
         _Row("prompt tokens", f"{counts['prompt_tokens']:,} ({_per_second(counts, 'prompt_tokens')} per second)"),
         _Row("new tokens", f"{counts['new_tokens']:,} ({_per_second(counts, 'new_tokens')} per second)"),
         _Row("time, all shards together", duration(counts["seconds"])),
+        _Row("answers whose thoughts were removed", f"{counts.get('thoughts', 0):,}"),
         _Row("SHA-256 of the pairs", manifest["sha256"]),
     ]
     sections = [("Model and engine", [_Row(*item) for item in _flat("", manifest["engine"])]), ("Run", run)]

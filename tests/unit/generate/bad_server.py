@@ -17,9 +17,7 @@ def response(body: object, status: int = 200, content_type: str = "application/j
     return (head + headers + "\r\n").encode() + content
 
 
-def chat_answer(
-    text: str, num_prompt_tokens: int | None, finish: str | None = "stop", **message: Any
-) -> dict[str, Any]:
+def chat_answer(text: Any, num_prompt_tokens: int | None, finish: Any = "stop", **message: Any) -> dict[str, Any]:
     """What an OpenAI-compatible server says; without usage if the number is None."""
     message = {"role": "assistant", "content": text, **message}
     answer: dict[str, Any] = {

@@ -12,6 +12,7 @@ from megatron_longpo.generate.filters import (
     other_language,
     repetition,
     similarity,
+    without_thoughts,
 )
 from megatron_longpo.generate.settings import FILTERS, FilterName, Settings
 
@@ -46,6 +47,12 @@ def test_a_good_turn_passes() -> None:
 
 BAD: dict[FilterName, list[str]] = {
     "control tokens": ["The king wanted a fleet.<|im_end|> And he got it, at the price of the copper of his kingdom."],
+    "thoughts": [
+        f"<think>They ask. {CHOSEN}",
+        f"{CHOSEN} <think>Good?</think> Yes.",
+        f"The mark </think> ends it: {CHOSEN}",
+    ],
+    "broken characters": [f"{CHOSEN} \ud83d", f"\udead {CHOSEN}", f"{CHOSEN}\ufffd", f"{CHOSEN} \x00 end"],
     "empty": ["", " \n", "Trade."],
     "refusal": [
         "I'm sorry, but I cannot find that in what you gave me.",
@@ -143,3 +150,32 @@ def test_language_needs_certainty() -> None:
     assert not other_language(CHUNK, "Ja, genau.")
     assert not other_language("x = [1, 2, 3]; y = 4", GERMAN)
     assert first_fault(replace(GOOD, domain="code", rejected=answer(GERMAN)), SETTINGS, None) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nWhy do they ask?\n</think>\n\n{}",
+        " \n<THINK></THINK>{}",
+        "<thinking>One. <b>Two.</b></thinking>{}",
+        "<seed:think>Well.</seed:think>\n{}",
+        "[THINK]Well.[/THINK]{}",
+        "Why do they ask?\n</think>\n\n{}",
+        "{}",
+    ],
+)
+def test_thoughts_that_an_answer_opens_with_are_removed(text: str) -> None:
+    assert without_thoughts(text.format(CHOSEN)) == CHOSEN
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<think>and no end", "In HTML </think> is no tag.", f"{CHOSEN} <think>more</think>", "<thinker>One</thinker>", ""],
+)
+def test_what_is_not_plainly_thoughts_before_an_answer_is_left(text: str) -> None:
+    assert without_thoughts(text) == text
+
+
+def test_an_answer_longer_than_was_asked_for_is_dropped() -> None:
+    endless = replace(GOOD.rejected, num_new_tokens=SETTINGS.answer.max_new_tokens + 1)
+    assert first_fault(replace(GOOD, rejected=endless), SETTINGS, CONTROL) == "too long"

@@ -4,13 +4,15 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion
-from megatron_longpo.generate.journal import Journal, Position, Shard, journal_lines
+from megatron_longpo.generate.journal import Journal, Position, Shard
+from megatron_longpo.journal import journal_lines
 
 HEADER = {"settings": {"seed": 1, "length": 100}, "engine": {"model": "one"}}
 ONE = Shard(1, 1)
@@ -79,7 +81,7 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path)
-    monkeypatch.setattr("megatron_longpo.generate.journal.FORMAT_VERSION", 2)
+    monkeypatch.setattr("megatron_longpo.journal.FORMAT_VERSION", 2)
     with pytest.raises(UserError, match="journal of format 1, this program writes 2"):
         Journal(tmp_path, ONE, HEADER)
 
@@ -87,7 +89,7 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_two_processes_cannot_write_one_journal(tmp_path: Path) -> None:
     with (
         Journal(tmp_path, ONE, HEADER),
-        pytest.raises(UserError, match="another process is writing it"),
+        pytest.raises(UserError, match=r"in use by process \d+; another process is writing it"),
     ):
         Journal(tmp_path, ONE, HEADER)
     with Journal(tmp_path, ONE, HEADER), Journal(tmp_path, Shard(1, 2), HEADER):
@@ -115,6 +117,7 @@ def test_seconds_of_all_sessions_are_added(tmp_path: Path, monkeypatch: pytest.M
 
 FULL_DISK = """
 import resource, signal, sys
+from dataclasses import replace
 from pathlib import Path
 from tests.unit.generate.test_journal import ANSWER, HEADER, ONE, Journal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -141,3 +144,30 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
 def test_the_header_is_plain_json(tmp_path: Path) -> None:
     header = json.loads(filled(tmp_path).read_bytes().split(b"\n")[0][9:])
     assert header == {"kind": "header", "format_version": 1, **HEADER, "shard": {"number": 1, "of": 1}}
+
+
+def test_half_a_surrogate_pair_is_kept_as_it_came(tmp_path: Path) -> None:
+    broken = replace(ANSWER, text="half \ud83d")
+    with Journal(tmp_path, ONE, HEADER) as journal:
+        journal.add_answer("a", broken)
+    with Journal(tmp_path, ONE, HEADER) as journal:
+        assert journal.answers == {"a": broken}
+
+
+def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / ONE.file_name
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="damaged"):
+        Journal(tmp_path, ONE, HEADER)
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("megatron_longpo.journal.fcntl.flock", no_locks)
+    filled(tmp_path)
+    assert "this file system has no locks" in caplog.text

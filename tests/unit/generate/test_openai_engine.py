@@ -1,6 +1,7 @@
 """The engine against servers on loopback that fail on purpose: survived, or one clear line."""
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -105,6 +106,18 @@ CHUNKED = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encodi
         [response({"choices": []})],
         [response({"choices": None})],
         [response(chat_answer("It i", 9, finish=None))],
+        [response(chat_answer("It i", 9, finish=["stop"]))],
+        [response({"choices": [{"message": None, "finish_reason": "stop"}]})],
+        [response({"choices": [{"message": "It is.", "finish_reason": "stop"}]})],
+        [response({"choices": [{"finish_reason": "stop"}]})],
+        [response({"error": {"message": "busy"}})],
+        *(
+            [response(chat_answer(content, 9))]
+            for content in (12, True, {"text": "It is."}, ["It is."], [{"type": "image"}])
+        ),
+        [response(json.dumps(chat_answer("It", 9)).replace("9", "NaN").encode())],
+        [response(json.dumps(chat_answer("It", 9)).replace("It", "\xe9").encode("latin-1"))],
+        [response(b"[" * 100_000)],
         [response(chat_answer("It i", 9, finish="abort"))],
     ],
     ids=lambda failures: re.sub(r"\W+", "-", str(failures[0]))[-40:],
@@ -160,6 +173,7 @@ def test_what_does_not_pass_is_one_line_in_the_end(
         (response({"error": {"message": "who?"}}, 404), "no such model or path .*/v1"),
         (response({"error": {"message": "pay", "code": "insufficient_quota"}}, 429), "refuses the request .*pay"),
         (response(chat_answer("", 9, finish="tool_calls")), "calls a tool in place of an answer"),
+        (response(chat_answer(None, 9, tool_calls=[{"id": "1"}])), "calls a tool in place of an answer"),
     ],
 )
 def test_what_cannot_pass_is_not_tried_again(tokenizer: Any, probe_answer: bytes, failure: bytes, line: str) -> None:
@@ -229,6 +243,48 @@ def test_a_server_that_counts_nothing_is_told_of_and_counted_for(tokenizer: Any,
     assert "could not be checked" in caplog.text
     assert answer.num_prompt_tokens == prompt_tokens(tokenizer, REQUEST.messages)
     assert answer.num_new_tokens == len(tokenizer.encode("It is."))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (chat_answer("It is.", 9, reasoning_content="Well"), "It is."),
+        (chat_answer("It is.", 9, reasoning="Well", refusal=None, tool_calls=[]), "It is."),
+        (chat_answer([{"type": "thinking", "thinking": []}, {"type": "text", "text": "It is."}], 9), "It is."),
+        (chat_answer(None, 9, reasoning_content="Well"), ""),
+        (chat_answer(None, 9, refusal="I can't"), ""),
+        (chat_answer("It is \ud83d", 9), "It is \ud83d"),
+        (chat_answer("It is.", 9) | {"model": "another"}, "It is."),
+        *(
+            (chat_answer("It is.", 9) | {"usage": usage}, "It is.")
+            for usage in (None, [], "12", {"prompt_tokens": "9"})
+        ),
+        (chat_answer("It is \udead", 9) | {"usage": {"completion_tokens": -3}}, "It is \udead"),
+        (chat_answer("It is.", 9) | {"usage": {"prompt_tokens": True, "completion_tokens": 1e400}}, "It is."),
+    ],
+)
+def test_odd_answers_that_are_answers(tokenizer: Any, probe_answer: bytes, answer: Any, text: str) -> None:
+    """Thoughts kept apart, no content, half of a surrogate pair, another model's name, counts of the wrong type."""
+    content = json.dumps(answer).replace("Infinity", "1e400").encode()
+    found, _ = run(tokenizer, probe_answer, response(content))
+    assert found.text == text
+    counts = (
+        prompt_tokens(tokenizer, REQUEST.messages),
+        len(tokenizer.encode(text.encode("utf-8", "replace").decode())),
+    )
+    assert (found.num_prompt_tokens, found.num_new_tokens) in ((9, 3), (9, counts[1]), counts)
+
+
+def test_counts_of_tokens_may_be_floats(tokenizer: Any, probe_answer: bytes) -> None:
+    usage = {"usage": {"prompt_tokens": 123.0, "completion_tokens": 45.0}}
+    answer, _ = run(tokenizer, probe_answer, response(chat_answer("It is.", 9) | usage))
+    assert (answer.num_prompt_tokens, answer.num_new_tokens) == (123, 45)
+
+
+def test_another_models_name_in_the_answer_is_told(tokenizer: Any, caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING):
+        run(tokenizer, response(chat_answer("It is.", None) | {"model": "large"}), GOOD)
+    assert "asked for the model small, the server says that 'large' answers" in caplog.text
 
 
 def test_another_tokenizer_is_refused(tokenizer: Any) -> None:

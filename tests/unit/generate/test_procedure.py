@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 from megatron_longpo.errors import TooLong
-from megatron_longpo.generate.engine import Request
+from megatron_longpo.generate.engine import Completion, Request
 from megatron_longpo.generate.procedure import Outcome, make_pair, request_key
 from megatron_longpo.generate.prompts import LEAD_INS
 from megatron_longpo.generate.settings import Settings
@@ -139,3 +139,23 @@ def test_a_question_that_leaves_no_room_drops_its_turn_alone() -> None:
     outcome, _ = run(special, replace(SETTINGS, num_turns=5, min_turns=4))
     assert outcome.dropped == Counter({"too long": 1})
     assert outcome.turns == 4
+
+
+def test_thoughts_before_questions_and_answers_are_no_part_of_them() -> None:
+    plain, _ = run()
+
+    model = ModelByRule()
+
+    async def complete(request: Request) -> Completion:
+        answer = await model.complete(request)
+        return replace(answer, text=f"<think>\n1. Is it so?\n</think>\n\n{answer.text}")
+
+    outcome = asyncio.run(make_pair(CONTEXT, SETTINGS, complete, None))
+    assert outcome.pair == plain.pair is not None
+
+
+def test_a_question_with_half_a_surrogate_pair_is_not_asked() -> None:
+    listed = "1. Why was it \ud83d built?\n2. Who lives in it now?\n3. What is made of it?\n4. When was it built?"
+    outcome, requests = run(lambda request: listed if is_asking(request) else None)
+    assert outcome.dropped == Counter({"malformed questions": 5})
+    assert all(is_asking(request) for request in requests)

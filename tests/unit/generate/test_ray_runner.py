@@ -19,10 +19,11 @@ import pytest
 from megatron_longpo.data.pair import read_pairs
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion, Request
-from megatron_longpo.generate.journal import Journal, Shard, journal_lines
+from megatron_longpo.generate.journal import Journal, Shard
 from megatron_longpo.generate.on_ray.ray_engines import open_ray_engines
 from megatron_longpo.generate.on_ray.ray_runner import run_shard_on_ray
 from megatron_longpo.generate.run import Work
+from megatron_longpo.journal import journal_lines
 from tests.unit.generate.model_by_rule import Counts, ModelByRule, make_context
 from tests.unit.generate.run_by_rule import HEADER, NUM_CONTEXTS, SETTINGS, contexts, join, run
 

@@ -15,9 +15,10 @@ import pytest
 from megatron_longpo.data.pair import read_pairs
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion, Request
-from megatron_longpo.generate.journal import Shard, journal_lines
+from megatron_longpo.generate.journal import Shard
 from megatron_longpo.generate.merge import manifest_path
 from megatron_longpo.generate.prompts import normalised
+from megatron_longpo.journal import journal_lines
 from tests.unit.generate.model_by_rule import Counts, ModelByRule, is_asking
 from tests.unit.generate.run_by_rule import HEADER, NUM_CONTEXTS, SETTINGS, join, run
 
