@@ -167,7 +167,10 @@ def _add_scale(group: argparse._ArgumentGroup) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The procedure's settings; raises UserError for those that contradict each other."""
+    """The procedure's settings; raises UserError for those that contradict each other, and for words not in UTF-8."""
+    for option, word in vars(args).items():
+        if isinstance(word, str) and any("\ud800" <= character <= "\udfff" for character in word):
+            raise UserError(f"--{option.replace('_', '-')} {word!r}: not UTF-8; it is sent and stored as text")
     given: dict[str, Any] = {name: vars(args)[name] for name in (*PROCEDURE, *LIMITS)}
     if args.num_turns is not None and args.min_turns is None:
         given["min_turns"] = args.num_turns

@@ -200,6 +200,18 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_that_are_not_utf8(
+    folder: Path, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents, output = tmp_path / "d\udcff", tmp_path / "p\udcff.jsonl"
+    documents.mkdir()
+    (documents / "b\udcff.txt").write_bytes((folder / "documents" / "book-0.txt").read_bytes())
+    assert main(argv(folder, output, endpoint, "--documents", documents, "--max-contexts", "1")) == 0
+    assert "p\\udcff.jsonl" in capsys.readouterr().out
+    assert [pair.id for _, pair in read_pairs([output])] == ["b?.txt-1"]
+    assert "p?.jsonl" in output.with_name(f"{output.name}.report.html").read_text(encoding="utf-8")
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "filter": (
         ["--no-filter", "nonsense"],

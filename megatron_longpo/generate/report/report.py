@@ -54,7 +54,7 @@ def write_report(
         )
     page = render(
         {
-            "file_name": pairs.name,
+            "file_name": pairs.name.encode("utf-8", "replace").decode(),  # a name may be no UTF-8
             "written": manifest.get("written"),
             "seed": seed,
             "unit": lengths.unit,

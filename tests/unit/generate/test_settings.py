@@ -105,6 +105,8 @@ def test_a_rope_with_a_mistake_is_one_line(text: str, message: str) -> None:
         (["--question-temperature", "-1"], "--question-temperature -1.0: needs at least 0"),
         (["--max-repetition", "1.5"], "--max-repetition 1.5: needs 0 to 1"),
         (["--question-tokens", "0"], "--question-tokens 0: needs at least 1"),
+        (["--text-field", "t\udcff"], "--text-field 't\\udcff': not UTF-8"),
+        (["--served-model", "\udcff"], "--served-model '\\udcff': not UTF-8"),
     ],
 )
 def test_impossible_figures(options: list[str], message: str) -> None:
