@@ -27,9 +27,9 @@ from megatron_longpo.journal import check_header, journal_lines, journal_text
 class Tally:
     """What the shards say of themselves, added up."""
 
-    sources: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter[str])
     """Of documents and characters (document_groups.py names them)."""
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter[str])
     """Filter -> turns."""
     contexts: int = 0
     asked: int = 0
@@ -91,7 +91,8 @@ def engine_of(journal: Path) -> dict[str, str]:
     Raises:
         UserError: no such journal.
     """
-    _, _, header = next(_lines(journal), (0, 0, {}))
+    nothing: dict[str, Any] = {}
+    _, _, header = next(_lines(journal), (0, 0, nothing))
     return header.get("engine", {})
 
 

@@ -51,7 +51,7 @@ class Outcome:
     """A line of the output (DESIGN section 7); None with fewer than ``min_turns`` usable turns."""
     asked: int
     """Chunks that were asked about."""
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter[str])
     """Filter -> chunks it dropped; the rest became turns."""
     turns: int
     """Usable turns, whether or not there were enough for a pair."""

@@ -38,7 +38,7 @@ class Unit:
 class _Joined:
     """Short documents of one domain, not yet enough."""
 
-    documents: list[Document] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list[Document])
     num_tokens: float = 0.0
     """An estimate."""
 

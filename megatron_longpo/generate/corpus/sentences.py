@@ -7,19 +7,17 @@ stops of scripts that put no blank after them end a sentence wherever they stand
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_longpo.errors import import_optional
 from megatron_longpo.files import atomic_file, cache_folder
-
-if TYPE_CHECKING:
-    from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 SAMPLE_CHARACTERS = 2_000_000
 CELL = 4096
@@ -64,16 +62,19 @@ class Sentences:
         for cell in range(start - start % CELL, end + 1, CELL):
             first, last = max(0, cell - MARGIN), cell + CELL + MARGIN
             shown = text[first:last]
-            borders = {first + begin for begin, _ in self._punkt.span_tokenize(shown)}
+            spans: Iterable[tuple[int, int]] = self._punkt.span_tokenize(shown)
+            borders = {first + begin for begin, _ in spans}
             borders |= {first + match.end() for match in _OTHER_STOP.finditer(shown)}
             found |= {place for place in borders if cell <= place < cell + CELL and first < place}
         return sorted(place for place in found if start <= place <= end and place < len(text))
 
     @cached_property
-    def _punkt(self) -> "PunktSentenceTokenizer":
+    def _punkt(self) -> Any:
         punkt = _import_punkt()
         sample = self._sample()
-        key = hashlib.sha256(f"{_nltk_version()}\0{sample}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        key = hashlib.sha256(
+            f"{importlib.metadata.version('nltk')}\0{sample}".encode("utf-8", "surrogatepass")
+        ).hexdigest()[:32]
         path = cache_folder() / "punkt" / f"{key}.json"
         found = _load(path)
         if found is None:
@@ -132,9 +133,3 @@ def _save(path: Path, found: dict[str, Any]) -> None:
 def _import_punkt() -> Any:
     purpose = "sentences are found with nltk, which cannot be imported"
     return import_optional("nltk.tokenize.punkt", purpose, extra="generate")
-
-
-def _nltk_version() -> str:
-    import nltk
-
-    return nltk.__version__
