@@ -161,5 +161,7 @@ def _check(args: argparse.Namespace) -> None:
         if vars(args)[name] < 1:
             raise UserError(f"--{name.replace('_', '-')} {vars(args)[name]}: needs at least 1")
     for name in ("request_timeout", "retry_for"):
-        if vars(args)[name] <= 0:
+        if not 0 < vars(args)[name] < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} {vars(args)[name]}: needs more than 0 seconds")
+    if not 0 <= args.gpus_per_engine < float("inf"):
+        raise UserError(f"--gpus-per-engine {args.gpus_per_engine}: needs at least 0")

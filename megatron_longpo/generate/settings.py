@@ -81,6 +81,11 @@ class Settings:
             self.min_chunk_tokens <= self.max_chunk_tokens,
             f"--min-chunk-tokens {self.min_chunk_tokens} is above --max-chunk-tokens {self.max_chunk_tokens}",
         )
+        _require(
+            self.min_chunk_tokens < self.max_short_tokens,
+            f"--max-short-tokens {self.max_short_tokens} drops every chunk of --min-chunk-tokens "
+            f"{self.min_chunk_tokens} or more; raise it",
+        )
         needed = self.num_turns * self.max_chunk_tokens
         _require(
             needed <= self.context_tokens,
@@ -95,7 +100,10 @@ class Settings:
             f"--min-chunk-tokens {self.min_chunk_tokens} need; raise it or lower --min-chunk-tokens",
         )
         for name, sampling in (("question", self.question), ("answer", self.answer)):
-            _require(sampling.temperature >= 0, f"--{name}-temperature {sampling.temperature}: needs at least 0")
+            _require(
+                0 <= sampling.temperature < float("inf"),
+                f"--{name}-temperature {sampling.temperature}: needs at least 0",
+            )
             _require(0 < sampling.top_p <= 1, f"--{name}-top-p {sampling.top_p}: needs more than 0, at most 1")
             _require(sampling.max_new_tokens >= 1, f"--{name}-tokens {sampling.max_new_tokens}: needs at least 1")
         for name in ("max_repetition", "max_similarity"):
