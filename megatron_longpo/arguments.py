@@ -7,6 +7,7 @@ the checkpoint's own config.json and becomes the parser's defaults.
 import argparse
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
 from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
 from megatron_longpo.hf.sidecar import check_tokenizer, read_hf_config, read_identity
+from megatron_longpo.longpo_options import add_longpo_options
 from megatron_longpo.model.build import ModelShape
 from megatron_longpo.model.rope_parameters import RopeParameters
-from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, Objective, default_text, option_name
+from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, Objective
 from megatron_longpo.objective.preferences import Coefficients
-from megatron_longpo.reference.options import OnlineSettings, References, add_reference_options, open_reference
+from megatron_longpo.option_ranges import check_inert, check_numbers, check_outputs, check_packages, check_schedule
+from megatron_longpo.reference.options import OnlineSettings, References, open_reference
 from megatron_longpo.step import StepSettings
 from megatron_longpo.step_metrics import length_buckets
 from megatron_longpo.validate_options import (
@@ -67,9 +70,14 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     from megatron.training.arguments import parse_args, validate_args
     from megatron.training.global_vars import set_global_variables
 
-    args = parse_args(_add_options)
+    defaults: dict[str, Any] = {}
+    args = parse_args(partial(_add_options, defaults=defaults))
     # Ours come first: they say what to change, where an assertion of Megatron may stay silent.
+    check_inert(args, defaults)
     refuse_unsupported(args)
+    check_schedule(args)
+    check_packages(args)
+    check_outputs(args)
     check_optimizer(args)
     source = _source(args)
     check_shape(args, source)
@@ -110,59 +118,13 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     )
 
 
-def _add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add our group and the defaults that follow from the dataset, the checkpoint and the platform."""
-    group = parser.add_argument_group("LongPO")
-    group.add_argument("--longpo-data", metavar="PREFIX", help="dataset that `megatron-longpo build` wrote")
-    add_reference_options(group.add_argument)
-    group.add_argument(
-        "--longpo-objective",
-        choices=OBJECTIVES,
-        default="longpo",
-        metavar="NAME",
-        help=f"what is trained (default: longpo): {', '.join(OBJECTIVES)}; see docs/objectives.md",
-    )
-    for name, option in OPTIONS.items():
-        text = f"{option.help} (default: {default_text(name)})"
-        group.add_argument(option_name(name), type=float, metavar="X", help=text)
-    group.add_argument(
-        "--longpo-nll-tokens",
-        choices=("all", "response"),
-        default="all",
-        help="NLL over every predicted token of trunk + first branch, or over that branch's response tokens only",
-    )
-    group.add_argument(
-        "--longpo-recompute",
-        choices=("keep-attention",),
-        help="recompute every layer in the backward pass but keep attention's output, its dearest part",
-    )
-    group.add_argument(
-        "--longpo-tokens-per-microbatch",
-        type=int,
-        metavar="N",
-        help="let pairs share a micro-batch of at most N tokens, over all context-parallel ranks (default: one pair)",
-    )
-    group.add_argument(
-        "--longpo-rope-scaling",
-        metavar="JSON",
-        help="RoPE scaling of the policy, as rope_scaling of a config.json: default, linear, llama3 or yarn (default: "
-        "the checkpoint's); the base is --rotary-base",
-    )
-    group.add_argument(
-        "--longpo-optimizer",
-        choices=("rmsprop",),
-        help="torch's RMSprop in the place of Megatron's Adam; its epsilon is --adam-eps, its --weight-decay (default "
-        "here: 0) is added to the gradient",
-    )
-    group.add_argument(
-        "--longpo-rmsprop-alpha",
-        type=float,
-        metavar="ALPHA",
-        help="decay of the squared gradient's mean (default: 0.99)",
-    )
-    group.add_argument("--longpo-metrics", metavar="FILE", help="append a JSON line a step, as always in --save")
+def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> argparse.ArgumentParser:
+    """Add our group, and the defaults that follow from dataset, checkpoint and platform; note all in ``defaults``."""
+    add_longpo_options(parser)
     known, _ = parser.parse_known_args()
+    check_numbers(known, {name: parser.get_default(name) for name in vars(known)})  # they are computed with next
     parser.set_defaults(**_defaults(known))
+    defaults |= {name: parser.get_default(name) for name in vars(known)}
     return parser
 
 

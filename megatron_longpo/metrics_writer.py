@@ -7,8 +7,8 @@ out every negative number.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_longpo.step_metrics import TOKEN_KINDS, Breakdowns, name_of_tokens
@@ -37,16 +37,15 @@ class MetricsWriter:
     """Stands in for a SummaryWriter on the last rank."""
 
     def __init__(
-        self, paths: Sequence[Path], tensorboard: Any | None, clock: Callable[[], float], resume_step: int
+        self, files: Sequence[TextIO], tensorboard: Any | None, wandb: Any | None, clock: Callable[[], float]
     ) -> None:
         """Args:
-        paths: files to append to; with none it only prints.
+        files: to append to (metrics_file.py); with none it only prints.
         tensorboard: the SummaryWriter to pass on to, if any.
+        wandb: the module that Megatron logs its own numbers to, if any.
         clock: seconds spent in training steps so far, without evaluation and saving.
-        resume_step: the step that training goes on from; later lines of the files are from a run that died.
         """
-        self._tensorboard, self._clock = tensorboard, clock
-        self._files = [_open_at(path, resume_step) for path in paths]
+        self._files, self._tensorboard, self._wandb, self._clock = files, tensorboard, wandb, clock
         self._values: dict[str, float] = {}
         self._breakdowns: Breakdowns = {}
         self._seconds = clock()
@@ -98,31 +97,28 @@ class MetricsWriter:
 
     def _write(self, line: dict[str, Any]) -> None:
         for file in self._files:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
             file.flush()
+        suffix = VALIDATION if line["split"] == "valid" else ""
+        broken_down = {
+            f"{kind}/{part}/{name}{suffix}": value
+            for kind, parts in self._breakdowns.items()
+            for part, values in parts.items()
+            for name, value in values.items()
+        }
         if self._tensorboard:
-            suffix = VALIDATION if line["split"] == "valid" else ""
-            for kind, parts in self._breakdowns.items():
-                for part, values in parts.items():
-                    for name, value in values.items():
-                        self._tensorboard.add_scalar(f"{kind}/{part}/{name}{suffix}", value, line["step"])
+            for name, value in broken_down.items():
+                self._tensorboard.add_scalar(name, value, line["step"])
+        if self._wandb and broken_down:
+            self._wandb.log(broken_down, line["step"])
         shown = " | ".join(f"{name} {line[name]:.6g}" for name in NAMES if name in line)
         print(f" {line['split']} step {line['step']} | {shown}", flush=True)
         self._values.clear()
         self._breakdowns = {}
 
 
-def _open_at(path: Path, step: int) -> TextIO:
-    """Open for appending after dropping the lines of steps beyond ``step``, and a line cut short by a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
-    return path.open("a")
+def _finite(value: Any) -> Any:
+    """The value with null for what is not finite: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

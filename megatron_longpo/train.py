@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_longpo import megatron_hooks, platform
 from megatron_longpo.errors import UserError
@@ -21,7 +21,7 @@ platform.activate()  # before Megatron is imported, which looks for CUDA as it l
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
 from megatron.core.num_microbatches_calculator import get_num_microbatches  # noqa: E402
-from megatron.training import get_args, get_tensorboard_writer, get_timers, pretrain  # noqa: E402
+from megatron.training import get_args, get_tensorboard_writer, get_timers, get_wandb_writer, pretrain  # noqa: E402
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args  # noqa: E402
 from torch import nn  # noqa: E402
@@ -32,6 +32,7 @@ from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
 from megatron_longpo.hf.folder import TRACKER_FILE, step_of  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
+from megatron_longpo.metrics_file import open_metrics  # noqa: E402
 from megatron_longpo.metrics_writer import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
 from megatron_longpo.model.flops import squared_lengths  # noqa: E402
@@ -180,15 +181,17 @@ def _install_writer(metrics: Path | None, resume_step: int) -> None:
         if isinstance(get_tensorboard_writer(), MetricsWriter):  # Megatron asks once for every virtual pipeline stage
             return
         megatron_hooks.put_writer(
-            lambda tensorboard: MetricsWriter(_metrics_files(metrics), tensorboard, _training_seconds, resume_step)
+            lambda tensorboard: MetricsWriter(
+                _metrics_files(metrics, resume_step), tensorboard, get_wandb_writer(), _training_seconds
+            )
         )
 
 
-def _metrics_files(asked_for: Path | None) -> list[Path]:
+def _metrics_files(asked_for: Path | None, resume_step: int) -> list[TextIO]:
     """The one asked for, and one beside the checkpoints that training saves, for their model card."""
     args = get_args()
     beside = Path(args.save) / METRICS_FILE if args.save and not args.skip_train else None
-    return list({path.resolve(): path for path in (beside, asked_for) if path}.values())
+    return open_metrics(beside, asked_for, resume_step, args.skip_train)
 
 
 def _write_training_record(settings: LongPOSettings) -> None:

@@ -51,6 +51,7 @@ def export_hf(
     """
     refuse_inside(output, checkpoint)
     config = read_hf_config(checkpoint)
+    config.pop("transformers_weights", None)  # the name of a file in the folder that was imported
     generation = read_generation_config(checkpoint / HF_FOLDER)
     weights = open_checkpoint(checkpoint, iteration)
     dtypes = {name: DTYPES.get(dtype, weights.dtype(name)) for name in weights.names()}

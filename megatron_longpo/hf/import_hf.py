@@ -3,7 +3,7 @@
 The checkpoint is free of layout, so nothing here knows of ranks: tensors are read, joined and written one by one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -31,6 +31,8 @@ from megatron_longpo.hf.weights import DTYPES, SafetensorsFolder, dtype_label, r
 # What Megatron's load_checkpoint (megatron/training/checkpointing.py, 0.19) looks for beside the tensors. No ``args``:
 # they would be a pickled Namespace of one run; the shape of the model comes from hf/config.json.
 _COMMON_STATE = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"singleton_local_shards": False}}
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 def import_hf(
@@ -133,6 +135,7 @@ def _check_names(weights: SafetensorsFolder, rules: list[NameRule], num_layers: 
         for layer in range(num_layers if rule.per_layer else 1)
         for name, shape in zip(rule.hf_names(layer), rule.hf_shapes, strict=True)
     }
+    _rename(weights, needed.keys())
     present = {name for name in weights.names() if not name.endswith("rotary_emb.inv_freq")}
     missing, surplus = sorted(needed.keys() - present), sorted(present - needed.keys())
     if missing:
@@ -153,6 +156,21 @@ def _check_names(weights: SafetensorsFolder, rules: list[NameRule], num_layers: 
                 f"{list(shape)}"
             )
     return list(needed)
+
+
+def _rename(weights: SafetensorsFolder, needed: Set[str]) -> None:
+    """Find tensors under the other names that transformers loads them by.
+
+    A model that was saved without its output layer has names without ``model.``, and the one tensor of tied embeddings
+    may stand under the output layer's name.
+    """
+    for stored in weights.names():
+        if f"model.{stored}" in needed and f"model.{stored}" not in weights.names():
+            weights.rename(stored, f"model.{stored}")
+    present = weights.names()
+    is_tied = "lm_head.weight" not in needed
+    if is_tied and "lm_head.weight" in present and _EMBEDDING not in present:
+        weights.rename("lm_head.weight", _EMBEDDING)
 
 
 def _check_vocabulary(num_ids: int, num_rows: int) -> None:
@@ -179,7 +197,7 @@ def _check_dtypes(
 
 def _check_tied_head(weights: SafetensorsFolder) -> None:
     """A tied model may store its output layer once more; it must be the embedding then."""
-    if not torch.equal(weights.read("lm_head.weight"), weights.read("model.embed_tokens.weight")):
+    if not torch.equal(weights.read("lm_head.weight"), weights.read(_EMBEDDING)):
         raise UserError(
             f"{weights.where('lm_head.weight')}: lm_head.weight differs from the embedding, but config.json says "
             "tie_word_embeddings; set it to false if the output layer was trained by itself"

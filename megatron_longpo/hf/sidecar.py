@@ -27,6 +27,8 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 _CODE_SUFFIXES = (".py", ".pyc", ".pkl", ".pickle", ".ckpt")
 """A model is data: programs, and pickles, which are programs too, do not travel."""
+_LEFT_BEHIND = (".", "adapter_", "trainer_state", "training_args")
+"""What a training program or a merged adapter left: with peft, transformers would take the folder for an adapter."""
 _SUBFOLDERS = ("additional_chat_templates",)
 
 
@@ -111,7 +113,7 @@ def copy_hf_files(source: Path, target: Path) -> None:
         if not folder.is_dir():
             continue
         for path in sorted(folder.iterdir()):
-            left = path.name.startswith(".") or path.name.endswith(_WEIGHT_SUFFIXES + _CODE_SUFFIXES)
+            left = path.name.startswith(_LEFT_BEHIND) or path.name.endswith(_WEIGHT_SUFFIXES + _CODE_SUFFIXES)
             if path.is_file() and not left:
                 with atomic_file(target / path.relative_to(source)) as partial:
                     shutil.copyfile(path, partial)

@@ -17,6 +17,8 @@ from megatron_longpo.hf.torch_dist import CheckpointReader
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INDEX_FILE = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_CONFIG = "config.json"
+_ADAPTER = "adapter_config.json"
 
 
 class Weights(Protocol):
@@ -33,9 +35,9 @@ class Weights(Protocol):
 
 
 class SafetensorsFolder:
-    """The weights of a Hugging Face folder: ``model.safetensors``, or the files that its index names.
+    """The weights of a Hugging Face folder, out of the files that transformers would take.
 
-    Opening reads the headers only.
+    Opening reads the headers only. Names are those of the causal language model (see ``rename``).
 
     Raises:
         UserError: no safetensors, a file is missing or damaged, a name occurs twice, or a dtype is not supported.
@@ -46,8 +48,15 @@ class SafetensorsFolder:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        self._stored: dict[str, str] = {}
         for path in _weight_files(folder):
             self._read_header(path)
+
+    def rename(self, stored: str, name: str) -> None:
+        """Give the tensor that is stored as ``stored`` the name ``name``."""
+        for table in (self._files, self._shapes, self._dtypes):
+            table[name] = table.pop(stored)  # type: ignore[assignment,arg-type]
+        self._stored[name] = stored
 
     def names(self) -> list[str]:
         return sorted(self._files)
@@ -64,7 +73,7 @@ class SafetensorsFolder:
     def read(self, name: str) -> Tensor:
         # The file is mapped, and what was read of it stays resident while it is open: opening costs less than a model.
         with safe_open(self._files[name], framework="pt") as file:
-            return file.get_tensor(name)
+            return file.get_tensor(self._stored.get(name, name))
 
     def _read_header(self, path: Path) -> None:
         try:
@@ -158,19 +167,27 @@ def dtype_label(dtypes: Iterable[torch.dtype]) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX_FILE).is_file():
-        weight_map = read_json_object(folder / INDEX_FILE).get("weight_map")
-        files: set[str] = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()
-        if not files:
-            raise UserError(f"{folder / INDEX_FILE}: no weight_map; download the folder again")
-        return [folder / name for name in sorted(files)]
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
+    """The files, by transformers' own order (modeling_utils.py, ``_get_resolved_checkpoint_files``, transformers 5)."""
+    config = read_json_object(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
+    candidates = [config["transformers_weights"]] if config.get("transformers_weights") else [_SINGLE, INDEX_FILE]
+    for name in candidates:
+        if (path := folder / str(name)).is_file():
+            return _files_of_index(path) if path.name.endswith(".index.json") else [path]
+    if (folder / _ADAPTER).is_file():
+        raise UserError(f"{folder} is an adapter and no whole model; merge it into its base model and save that")
     if any(folder.glob("*.bin")):
         raise UserError(
             f"{folder} holds pickled weights (*.bin) only; load the model with transformers and save_pretrained() it"
         )
-    raise UserError(f"{folder} holds neither {_SINGLE} nor {INDEX_FILE}; --hf needs a folder of Hugging Face weights")
+    raise UserError(f"{folder} holds neither {' nor '.join(candidates)}; --hf needs a folder of Hugging Face weights")
+
+
+def _files_of_index(path: Path) -> list[Path]:
+    weight_map = read_json_object(path).get("weight_map")
+    files: set[str] = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()
+    if not files:
+        raise UserError(f"{path}: no weight_map; download the folder again")
+    return [path.parent / name for name in sorted(files)]
 
 
 def _check_keys(checkpoint: CheckpointReader, rules: list[NameRule], num_layers: int) -> None:

@@ -108,7 +108,43 @@ REFUSED: list[tuple[list[str], str]] = [
         ["--longpo-objective", "solopo-dpo", "--longpo-reference", "REFERENCE"],
         "--longpo-reference has log-probs on short contexts, and --longpo-objective solopo-dpo reads long and short",
     ),
-    (["--longpo-beta", "nan"], "--longpo-beta"),
+    (["--longpo-beta", "nan"], "--longpo-beta nan is not a finite number"),
+    (["--longpo-nll-coef", "inf"], "--longpo-nll-coef inf is not a finite number"),
+    (["--lr", "nan"], "--lr nan is not a finite number"),
+    (["--weight-decay", "inf"], "--weight-decay inf is not a finite number"),
+    (["--lr-warmup-iters", "5"], "--lr-warmup-iters 5 is not below --train-iters 1"),
+    (["--lr-warmup-iters", "3", "--lr-decay-iters", "2"], "--lr-warmup-iters 3 is not below --lr-decay-iters 2"),
+    (["--lr-warmup-fraction", "1"], "--lr-warmup-fraction 1 must be at least 0 and below 1"),
+    (["--lr-warmup-fraction", "0.1", "--lr-warmup-iters", "1"], "remove one"),
+    (["--min-lr", "1"], "--min-lr 1 is above --lr 0.001"),
+    (["--lr", "-1"], "--lr -1 must be at least 0"),
+    (["--train-iters", "0"], "--train-iters 0 must be at least 1"),
+    (["--train-iters", "-1"], "--train-iters -1 must be at least 1"),
+    (["--global-batch-size", "-2"], "--global-batch-size -2 must be at least 1"),
+    (["--context-parallel-size", "0"], "--context-parallel-size 0 must be at least 1"),
+    (["--tensor-model-parallel-size", "0"], "--tensor-model-parallel-size 0 must be at least 1"),
+    (["--seed", "-1"], "--seed -1 must be at least 0"),
+    (["--seed", "4294967296"], "--seed 4.29497e+09 must be at least 0 and below"),
+    (["--split", "50,50", "--eval-interval", "0"], "--eval-interval 0 must be at least 1"),
+    (["--split", "50,50", "--eval-iters", "-1"], "--eval-iters -1 must be at least 0"),
+    (["--save-interval", "0"], "--save-interval 0 must be at least 1"),
+    (["--exit-interval", "0"], "--exit-interval 0 must be at least 1"),
+    (["--log-interval", "0"], "--log-interval 0 must be at least 1"),
+    (["--clip-grad", "-1"], "--clip-grad -1 must be at least 0"),
+    (["--adam-beta1", "1"], "--adam-beta1 1 must be at least 0 and below 1"),
+    (["--adam-eps", "0"], "--adam-eps 0 must be above 0"),
+    (["--num-workers", "-1"], "--num-workers -1 must be at least 0"),
+    (["--wandb-project", "p", "--wandb-exp-name", "e"], "--wandb-project needs the package wandb"),
+    (["--tensorboard-dir", "FILE/tb"], "is not a folder; choose another"),
+    (["--longpo-metrics", "FILE/m.jsonl"], "is not a folder; choose another"),
+    (["--longpo-metrics", "FILE"], "not a line of metrics; choose another file"),
+    (["--longpo-metrics", "/"], "--longpo-metrics / is a folder"),
+    (["--save", "FILE/run"], "is not a folder; choose another"),
+    (["--data-path", "x"], "--data-path (the pairs are --longpo-data) does nothing"),
+    (["--mock-data"], "--mock-data (the pairs are --longpo-data) does nothing"),
+    (["--tokenizer-model", "x"], "--tokenizer-model (the dataset holds token ids) does nothing"),
+    (["--tokenizer-type", "HuggingFaceTokenizer"], "--tokenizer-type does nothing"),
+    (["--seq-length", "8"], "--seq-length 8 is below"),
 ]
 """Options, and what the line that refuses them says; REFERENCE is a cache of the short contexts."""
 
@@ -116,8 +152,11 @@ REFUSED: list[tuple[list[str], str]] = [
 @pytest.fixture(scope="module")
 def refusals(work: Workspace) -> list[str]:
     """The error line of each of REFUSED; in one process, because starting one takes longer than refusing."""
-    reference = str(work.folder / "data.reference.npz")
-    many = [[reference if option == "REFERENCE" else option for option in options] for options, _ in REFUSED]
+    reference, file = str(work.folder / "data.reference.npz"), work.folder / "file"
+    file.write_text("of something else\n")
+    many = [
+        [one.replace("REFERENCE", reference).replace("FILE", str(file)) for one in options] for options, _ in REFUSED
+    ]
     return run_ranks(refuse_all, 1, [train_argv(work, *common(work), *options) for options in many])[0]
 
 

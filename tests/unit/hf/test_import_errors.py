@@ -131,14 +131,15 @@ def test_broken_safetensors(tmp_path: Path) -> None:
 
 def test_broken_index(tmp_path: Path) -> None:
     hf = save_model(tmp_path / "hf")
+    (hf / "model.safetensors").rename(hf / "part.safetensors")  # which would be taken in the place of an index
     index = hf / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"x": "gone.safetensors"}}')
     assert f"{hf / 'gone.safetensors'} does not exist, but model.safetensors.index.json names it" in message_of(hf)
-    for content in ('{"weight_map": {}}', '{"weight_map": ["model.safetensors"]}', "{}"):
+    for content in ('{"weight_map": {}}', '{"weight_map": ["part.safetensors"]}', "{}"):
         index.write_text(content)
         assert "no weight_map" in message_of(hf)
-    (hf / "copy.safetensors").write_bytes((hf / "model.safetensors").read_bytes())
-    index.write_text('{"weight_map": {"x": "copy.safetensors", "y": "model.safetensors"}}')
+    (hf / "copy.safetensors").write_bytes((hf / "part.safetensors").read_bytes())
+    index.write_text('{"weight_map": {"x": "copy.safetensors", "y": "part.safetensors"}}')
     assert f"is also in {hf / 'copy.safetensors'}; remove the stale file" in message_of(hf)
 
 

@@ -119,7 +119,7 @@ def test_only_small_files_travel(tmp_path: Path) -> None:
     for name in (
         *("config.json", "tokenizer.model", "README.md", "additional_chat_templates/tool.jinja"),
         *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "x.gguf"),
-        *("modeling_own.py", "tokens.pkl", "training_args.bin"),
+        *("modeling_own.py", "tokens.pkl", "training_args.bin", "adapter_config.json", "trainer_state.json"),
         *(".gitattributes", ".cache/x.json", "original/params.json"),
     ):
         (source / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,59 @@
+"""The options that training has besides Megatron's own."""
+
+import argparse
+
+from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, default_text, option_name
+from megatron_longpo.reference.options import add_reference_options
+
+
+def add_longpo_options(parser: argparse.ArgumentParser) -> None:
+    """Add the group ``LongPO``."""
+    group = parser.add_argument_group("LongPO")
+    group.add_argument("--longpo-data", metavar="PREFIX", help="dataset that `megatron-longpo build` wrote")
+    add_reference_options(group.add_argument)
+    group.add_argument(
+        "--longpo-objective",
+        choices=OBJECTIVES,
+        default="longpo",
+        metavar="NAME",
+        help=f"what is trained (default: longpo): {', '.join(OBJECTIVES)}; see docs/objectives.md",
+    )
+    for name, option in OPTIONS.items():
+        text = f"{option.help} (default: {default_text(name)})"
+        group.add_argument(option_name(name), type=float, metavar="X", help=text)
+    group.add_argument(
+        "--longpo-nll-tokens",
+        choices=("all", "response"),
+        default="all",
+        help="NLL over every predicted token of trunk + first branch, or over that branch's response tokens only",
+    )
+    group.add_argument(
+        "--longpo-recompute",
+        choices=("keep-attention",),
+        help="recompute every layer in the backward pass but keep attention's output, its dearest part",
+    )
+    group.add_argument(
+        "--longpo-tokens-per-microbatch",
+        type=int,
+        metavar="N",
+        help="let pairs share a micro-batch of at most N tokens, over all context-parallel ranks (default: one pair)",
+    )
+    group.add_argument(
+        "--longpo-rope-scaling",
+        metavar="JSON",
+        help="RoPE scaling of the policy, as rope_scaling of a config.json: default, linear, llama3 or yarn (default: "
+        "the checkpoint's); the base is --rotary-base",
+    )
+    group.add_argument(
+        "--longpo-optimizer",
+        choices=("rmsprop",),
+        help="torch's RMSprop in the place of Megatron's Adam; its epsilon is --adam-eps, its --weight-decay (default "
+        "here: 0) is added to the gradient",
+    )
+    group.add_argument(
+        "--longpo-rmsprop-alpha",
+        type=float,
+        metavar="ALPHA",
+        help="decay of the squared gradient's mean (default: 0.99)",
+    )
+    group.add_argument("--longpo-metrics", metavar="FILE", help="append a JSON line a step, as always in --save")
