@@ -32,8 +32,8 @@ EXTRAS = {
     "gpu": ["transformer-engine[core_cu13,pytorch]>=2.10"],
     # import-data reads Arrow and parquet files with it.
     "arrow": ["pyarrow"],
-    # Sentence borders; OpenAI-compatible servers; languages; near-equal answers; parquet, .zst and .bz2; the report.
-    "generate": ["nltk", "openai", "py3langid", "rapidfuzz", "pyarrow", "matplotlib"],
+    # Sentence borders; OpenAI-compatible servers; languages; near-equal answers; parquet, .zst and .bz2.
+    "generate": ["nltk", "openai", "py3langid", "rapidfuzz", "pyarrow"],
     # generate --runner ray.
     "ray": ["ray"],
     "evaluate": ["lm-eval>=0.4.9"],

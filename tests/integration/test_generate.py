@@ -100,7 +100,7 @@ def test_the_report_is_one_whole_page(whole: Path) -> None:
             found[tag] += 1
 
     Tags().feed(page)
-    assert found["svg"] >= 3 and found["script"] == found["link"] == found["img"] == 0
+    assert found["figure"] == 5 and found["script"] == found["link"] == found["img"] == 0
 
 
 def test_an_existing_output_is_kept(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,15 @@ pairs to read. The same pairs, manifest and seed give the same bytes.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
+from megatron_longpo.generate.report.histogram import Histogram, histogram
 from megatron_longpo.generate.report.report_data import CountTokens, Lengths, ShownPair, read_report_data
-from megatron_longpo.generate.report.report_figures import Series, histogram
-from megatron_longpo.generate.report.report_page import render
 from megatron_longpo.generate.report.summary import Step, duration, num_whole_contexts, waterfall
 from megatron_longpo.generate.settings import Settings
 
@@ -22,6 +21,9 @@ _OPENING_CHARACTERS = 240
 _MOST_LISTED = 20
 _NOT_MADE_BY = ("settings", "engine", "counts", "num_shards", "written", "sha256")
 """Of the manifest: what the other sections show."""
+
+_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"}
+"""Control characters may not stand in HTML: shown as their pictures."""
 
 
 class _Row(NamedTuple):
@@ -43,7 +45,7 @@ def write_report(
         seed: draws the pairs that are shown.
 
     Raises:
-        UserError: the pairs cannot be read or are not the manifest's, or matplotlib is not installed.
+        UserError: the pairs cannot be read or are not the manifest's.
     """
     lengths, shown = read_report_data(pairs, count_tokens, seed)
     counts = manifest["counts"]
@@ -52,7 +54,7 @@ def write_report(
             f"{pairs}: holds {len(lengths.context)} pairs of {len(lengths.chosen)} turns, its manifest says "
             f"{counts['pairs']} of {counts['turns']}; give the manifest that was written with it"
         )
-    page = render(
+    page = _render(
         {
             "file_name": pairs.name.encode("utf-8", "replace").decode(),  # a name may be no UTF-8
             "written": manifest.get("written"),
@@ -82,6 +84,17 @@ def write_report(
     )
     with atomic_file(report) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def _render(values: Mapping[str, Any]) -> str:
+    """The page with ``values``, all of them escaped, in the template's places; one without a value is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("megatron_longpo.generate.report", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.jinja").render(**values).translate(_CONTROLS)
 
 
 def _key_numbers(counts: Mapping[str, Any], lengths: Lengths) -> list[tuple[str, str, str]]:
@@ -168,41 +181,27 @@ def _length_rows(lengths: Lengths) -> list[tuple[str, int, int, int, int, int, i
     return rows
 
 
-def _figures(lengths: Lengths) -> list[tuple[str, str, Any]]:
-    """Title, note and picture."""
+def _figures(lengths: Lengths) -> list[Histogram]:
     is_sample = lengths.num_short_pairs < len(lengths.context)
     note = f"of {lengths.num_short_pairs:,} pairs, drawn" if is_sample else ""
-    answers = [Series("chosen", lengths.chosen, "chosen"), Series("rejected", lengths.rejected, "rejected")]
     return [
-        _figure("Long contexts", "", [Series("", lengths.context)], lengths.unit, "pairs"),
-        _figure("Short contexts", note, [Series("", lengths.short_context)], lengths.unit, "turns"),
-        _figure("Instructions", "", [Series("", lengths.instruction)], lengths.unit, "turns"),
-        _figure("Answers", "", answers, lengths.unit, "turns"),
+        histogram("Long contexts", {"": lengths.context}, "pairs"),
+        histogram("Short contexts", {"": lengths.short_context}, "turns", note=note),
+        histogram("Instructions", {"": lengths.instruction}, "turns"),
+        histogram("Answers", {"chosen": lengths.chosen, "rejected": lengths.rejected}, "turns"),
     ]
-
-
-def _figure(title: str, note: str, series: Sequence[Series], unit: str, of_what: str) -> tuple[str, str, Any]:
-    from markupsafe import Markup
-
-    return title, note, Markup(histogram(f"{title}: {of_what} by length in {unit}", series, unit, of_what))
 
 
 def _difference(lengths: Lengths) -> dict[str, Any]:
     """What "Differences in length" shows."""
-    from markupsafe import Markup
-
     differences = lengths.differences
     chosen = [value for value in differences if value > 0]
     rejected = [value for value in differences if value < 0]
     num_equal = len(differences) - len(chosen) - len(rejected)
-    series = [Series("rejected is longer", rejected, "rejected"), Series("chosen is longer", chosen, "chosen")]
-    if num_equal:
-        series.append(Series("equal", [0] * num_equal))
-    median = statistics.median(differences)
-    title = f"Chosen minus rejected: turns by difference in {lengths.unit}"
+    series = {"rejected": rejected, "chosen": chosen, "": [0] * num_equal}
     return {
-        "figure": Markup(histogram(title, series, lengths.unit, "turns", is_stacked=True, mark=("median", median))),
-        "median": _signed(median),
+        "figure": histogram("Chosen minus rejected", series, "turns", is_stacked=True),
+        "median": _signed(statistics.median(differences)),
         "mean": _signed(statistics.fmean(differences)),
         "sides": [("chosen", len(chosen)), ("equal", num_equal), ("rejected", len(rejected))],
         "num_turns": len(differences),

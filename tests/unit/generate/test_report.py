@@ -3,7 +3,6 @@ import hashlib
 import json
 import re
 import statistics
-import sys
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -121,7 +120,7 @@ def pair(number: int = 0, num_turns: int = 1, text: str = "so it is") -> dict[st
 def test_the_report_of_a_run(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     page = page_of(made, tmp_path / "report.html")
     counts = made[1]["counts"]
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("figure") == 5
     assert page.tags.count("article") == min(10, counts["pairs"])
     assert page.row("usable turns")[:2] == [
         f"{counts['usable_turns']}",
@@ -137,11 +136,10 @@ def test_the_report_of_a_run(made: tuple[Path, dict[str, Any]], tmp_path: Path) 
 def test_it_needs_no_other_file(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     page = page_of(made, tmp_path / "report.html")
     assert {"script", "link", "img", "iframe", "object"} & set(page.tags) == set()
-    references = [value for name, value in page.attributes if name in ("href", "src", "xlink:href", "srcset")]
-    assert references and all(value is not None and value.startswith("#") for value in references)
+    assert {"href", "src", "srcset"} & {name for name, _ in page.attributes} == set()
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "://" not in text and "@import" not in text
-    assert text.count("url(") == text.count("url(#")
+    assert "url(" not in text
 
 
 def test_the_waterfall_adds_up_to_the_manifest(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -251,12 +249,9 @@ def test_another_runs_manifest_is_refused(tmp_path: Path) -> None:
         write_report(path, manifest, tmp_path / "report.html", count_tokens=None)
 
 
-def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("old")
     path, manifest = by_hand(tmp_path, [pair()])
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match="needs matplotlib"):
-        write_report(path, manifest, tmp_path / "report.html", count_tokens=None)
     path.write_text("{}\n")
     with pytest.raises(UserError, match=r"pairs\.jsonl:1: the pair lacks the field 'id'"):
         write_report(path, manifest, tmp_path / "report.html", count_tokens=None)
