@@ -5,13 +5,12 @@ the checkpoint's own config.json and becomes the parser's defaults.
 """
 
 import argparse
-import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo import platform
+from megatron_longpo import options_help, platform
 from megatron_longpo.batches import microbatch_multiple, num_data_parallel_ranks, plan_batches
 from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
@@ -96,11 +95,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     train, held_out, _ = split_pairs(len(reader), args.split)
     order = PairOrder(train, args.seed)
     plan = plan_batches(args, order, trees)
-    try:
-        validate_args(args)
-    except AssertionError as error:
-        asserted = traceback.extract_tb(error.__traceback__)[-1].line
-        raise UserError(f"Megatron refuses the options: {str(error) or asserted}") from error
+    validate_args(args)
     check_resumed_optimizer(args)
     set_global_variables(args)
     return args, LongPOSettings(
@@ -120,7 +115,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
 
 def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> argparse.ArgumentParser:
     """Add our group, and the defaults that follow from dataset, checkpoint and platform; note all in ``defaults``."""
-    add_longpo_options(parser)
+    options_help.prepare(parser, add_longpo_options(parser))
     known, _ = parser.parse_known_args()
     check_numbers(known, {name: parser.get_default(name) for name in vars(known)})  # they are computed with next
     parser.set_defaults(**_defaults(known))

@@ -6,8 +6,8 @@ from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, default_te
 from megatron_longpo.reference.options import add_reference_options
 
 
-def add_longpo_options(parser: argparse.ArgumentParser) -> None:
-    """Add the group ``LongPO``."""
+def add_longpo_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add and return the group ``LongPO``."""
     group = parser.add_argument_group("LongPO")
     group.add_argument("--longpo-data", metavar="PREFIX", help="dataset that `megatron-longpo build` wrote")
     add_reference_options(group.add_argument)
@@ -57,3 +57,4 @@ def add_longpo_options(parser: argparse.ArgumentParser) -> None:
         help="decay of the squared gradient's mean (default: 0.99)",
     )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append a JSON line a step, as always in --save")
+    return group

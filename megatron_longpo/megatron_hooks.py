@@ -54,6 +54,33 @@ def around_training_log(before: Callable[[dict[str, Any]], None], after: Callabl
     stock = replace(training, "training_log", training_log)
 
 
+def after_train_step(do: Callable[[dict[str, Any], float | None], None]) -> None:
+    """Call ``do`` with the means of a step and its gradient norm, before anything is saved (training.py, train_step).
+
+    The means are empty but on the last pipeline stage; the norm is None where loss scaling skipped the step.
+    """
+    from megatron.training import training
+
+    def train_step(*args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        do(result[0], result[5])
+        return result
+
+    stock = replace(training, "train_step", train_step)
+
+
+def before_save(do: Callable[[int, Any], None]) -> None:
+    """Call ``do`` with a checkpoint's step and model chunks before it is written (training.py,
+    save_checkpoint_and_time)."""
+    from megatron.training import training
+
+    def save_checkpoint_and_time(iteration: int, model: Any, *args: Any, **kwargs: Any) -> None:
+        do(iteration, model)
+        stock(iteration, model, *args, **kwargs)
+
+    stock = replace(training, "save_checkpoint_and_time", save_checkpoint_and_time)
+
+
 def after_evaluation(do: Callable[[dict[str, Any]], None]) -> None:
     """Call ``do`` with the means of an evaluation, before they are logged (training.py, evaluate)."""
     from megatron.training import training

@@ -4,17 +4,18 @@ The loop, the optimizer, checkpoints, logging and signals are Megatron's ``pretr
 for: the model and the datasets; the forward step with its loss is step.py.
 """
 
-import os
 import sys
+import tempfile
 import time
+import traceback
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_longpo import megatron_hooks, platform
-from megatron_longpo.errors import UserError
+from megatron_longpo import megatron_hooks, platform, run_errors
 
 platform.activate()  # before Megatron is imported, which looks for CUDA as it loads
 
@@ -25,6 +26,7 @@ from megatron.training import get_args, get_tensorboard_writer, get_timers, get_
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from megatron_longpo.arguments import LongPOSettings, parse  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
@@ -36,6 +38,7 @@ from megatron_longpo.metrics_file import open_metrics  # noqa: E402
 from megatron_longpo.metrics_writer import MetricsWriter  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
 from megatron_longpo.model.flops import squared_lengths  # noqa: E402
+from megatron_longpo.non_finite import check_step, check_weights  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
@@ -48,24 +51,30 @@ from megatron_longpo.step_metrics import take_breakdowns  # noqa: E402
 def main() -> int:
     """Train; returns the exit status (2: something the user can fix)."""
     try:
-        args, settings = parse()
-    except UserError as error:
-        _print_once(f"megatron_longpo.train: error: {error}")
+        _train()
+    except (Exception, CheckpointException, SystemExit) as error:
+        message = run_errors.explanation(error)
+        if message is None:
+            raise
+        if "--longpo-verbose" in sys.argv:
+            traceback.print_exc()
+        run_errors.report(message)
         return 2
+    return 0
+
+
+def _train() -> None:
+    args, settings = parse()
+    if _is_finished(args):
+        return
     if args.save and args.rank == 0:
         copy_sidecar(settings.source, Path(args.save), settings.shape.rope, args.max_position_embeddings)
+        tempfile.TemporaryFile(dir=args.save).close()  # fails where nothing can be written
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
-    if args.skip_train:
-        megatron_hooks.report_evaluation()
-    # What is reported by turn and by length would fill a screen a step in Megatron's log.
-    megatron_hooks.around_training_log(_hold_breakdowns, _write_step)
-    megatron_hooks.after_evaluation(_hold_breakdowns)
-    _count_real_lengths(settings)
+    _install_hooks(args, settings)
     batches = partial(_batches, settings=settings)
     batches.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
-    if isinstance(settings.reference, OnlineSettings):
-        _score_online(settings.reference)
     pretrain(
         pretrain_cfg_container_from_args(args, None),
         batches,
@@ -73,7 +82,32 @@ def main() -> int:
         partial(forward_step, settings=settings.step),
         model_provider=partial(_model, settings=settings),
     )
-    return 0
+
+
+def _is_finished(args: Namespace) -> bool:
+    """The checkpoint to go on from is the last step's already; says so."""
+    loaded = Path(args.load)
+    if args.skip_train or args.finetune or not (loaded / TRACKER_FILE).is_file():
+        return False
+    step = step_of(loaded, args.ckpt_step)
+    if step < args.train_iters or step == 0:
+        return False
+    if args.rank == 0:
+        print(f"nothing left to do: {loaded} holds step {step} of --train-iters {args.train_iters}", flush=True)
+    return True
+
+
+def _install_hooks(args: Namespace, settings: LongPOSettings) -> None:
+    if args.skip_train:
+        megatron_hooks.report_evaluation()
+    # What is reported by turn and by length would fill a screen a step in Megatron's log.
+    megatron_hooks.around_training_log(_hold_breakdowns, _write_step)
+    megatron_hooks.after_evaluation(_hold_breakdowns)
+    _count_real_lengths(settings)
+    megatron_hooks.after_train_step(lambda means, norm: check_step(get_args().curr_iteration + 1, means, norm))
+    megatron_hooks.before_save(check_weights)
+    if isinstance(settings.reference, OnlineSettings):
+        _score_online(settings.reference)
 
 
 def _hold_breakdowns(reported: dict[str, Any]) -> None:
@@ -117,11 +151,6 @@ def _online_reference(settings: OnlineSettings) -> OnlineReference:
         transformer_impl=args.transformer_impl,
     )
     return OnlineReference(model, settings.reads)
-
-
-def _print_once(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
 
 
 def _model(
@@ -211,4 +240,4 @@ def _training_seconds() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_errors.leave(main())

@@ -28,6 +28,9 @@ TRAINING = {
     "batches",
     "optimizer",
     "run_settings",
+    "run_errors",
+    "options_help",
+    "non_finite",
 }  # one layer
 LAYERS = {"data", "model", "objective", "reference", "hf", "platform", "megatron_hooks"}
 MAY_IMPORT: dict[str, set[str]] = {

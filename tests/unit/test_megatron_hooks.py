@@ -25,6 +25,8 @@ Record = Callable[[str, Any], list[tuple[tuple[Any, ...], dict[str, Any]]]]
 HOOKS: list[tuple[Callable[[], None], Any, str]] = [
     (megatron_hooks.report_evaluation, training, "evaluate_and_print_results"),
     (partial(megatron_hooks.around_training_log, dict, int), training, "training_log"),
+    (partial(megatron_hooks.after_train_step, dict), training, "train_step"),
+    (partial(megatron_hooks.before_save, dict), training, "save_checkpoint_and_time"),
     (partial(megatron_hooks.after_evaluation, dict), training, "evaluate"),
     (partial(megatron_hooks.count_tokens_of_a_step, lambda: (1.0, 1.0)), training, "consume_seqlen_stats_in_iteration"),
     (partial(megatron_hooks.wrap_schedules, dict), training, "get_forward_backward_func"),
@@ -91,6 +93,28 @@ def test_around_training_log(record: Record) -> None:
     assert training.training_log({"a": 1, "b": 2}, {}, 1e-3, 7, 1.0, grad_norm=2.0) == "memory flag"
     assert seen == [1, 7]
     assert calls == [(({"b": 2}, {}, 1e-3, 7, 1.0), {"grad_norm": 2.0})]
+
+
+def test_after_train_step(record: Record) -> None:
+    result = ({"loss": 1.0}, 0, False, False, 0, 2.5, None, 0)
+    record("train_step", result)
+    seen = list[Any]()
+    megatron_hooks.after_train_step(lambda means, norm: seen.append((means, norm)))
+    assert training.train_step("forward", iteration=3) == result and seen == [({"loss": 1.0}, 2.5)]
+
+
+def test_before_save(record: Record) -> None:
+    """What refuses comes before anything is written."""
+    assert list(inspect.signature(training.save_checkpoint_and_time).parameters)[:2] == ["iteration", "model"]
+    calls = record("save_checkpoint_and_time", None)
+
+    def refuse(step: int, model: Any) -> None:
+        raise UserError(f"{step} {model}")
+
+    megatron_hooks.before_save(refuse)
+    with pytest.raises(UserError, match="3 chunks"):
+        training.save_checkpoint_and_time(3, "chunks", "optimizer")
+    assert calls == []
 
 
 @pytest.mark.parametrize(("results", "means"), [(({"a": 1}, None, False), {"a": 1}), ((None, None, True), {})])

@@ -1,0 +1,44 @@
+"""No NaN and no infinity becomes a checkpoint, whatever Megatron's own checks are told.
+
+Megatron's rerun machine validates no result of a run's first iteration (rerun_state_machine.py, validate_result), and
+none with ``--no-check-for-nan-in-loss-and-grad``.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.step_metrics import BREAKDOWNS
+
+
+def check_step(step: int, means: dict[str, Any], grad_norm: float | None) -> None:
+    """Refuse the step, on all ranks, if one of them has a mean or a gradient norm that is not finite.
+
+    Args:
+        means: by name; those by turn and by length may be NaN, where the step has none of the kind.
+    """
+    values = {name: float(value) for name, value in means.items() if name.split("/")[0] not in BREAKDOWNS}
+    values |= {} if grad_norm is None else {"gradient norm": float(grad_norm)}
+    bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+    if _on_any_rank(bool(bad)):
+        raise UserError(
+            f"step {step} is not finite ({', '.join(bad) or 'on another rank'}) and is not saved; lower --lr, or check "
+            "the reference and the coefficients"
+        )
+
+
+def check_weights(step: int, chunks: Any) -> None:
+    """Refuse to save, on all ranks, if a weight of one of them is not finite."""
+    named = (item for chunk in chunks for item in chunk.named_parameters())
+    bad = next((name for name, weight in named if not torch.isfinite(weight).all()), None)
+    if _on_any_rank(bad is not None):
+        raise UserError(f"step {step}: {bad or 'a weight of another rank'} is not finite, nothing is saved; lower --lr")
+
+
+def _on_any_rank(found: bool) -> bool:
+    flag = torch.tensor([found], dtype=torch.int32, device=torch.cuda.current_device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
