@@ -28,7 +28,7 @@ def test_equals_masked_attention(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(attend, (2, tmp_path), nprocs=2)
     by_rank = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for index, case in enumerate(CASES):
-        layout = tree_layout(*case.lengths, 2)
+        layout = tree_layout(case.lengths[0], case.lengths[1:], 2)
         found = [whole(parts, layout) for parts in zip(*(results[index] for results in by_rank), strict=True)]
         for ours, theirs in zip(found, masked_gradients(case, layout), strict=True):
             scale = theirs.abs().max().item()

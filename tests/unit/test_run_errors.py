@@ -42,6 +42,11 @@ def no_text() -> None:
     raise AssertionError
 
 
+def name_of(value: Any) -> str:
+    """A test's name, the same in every process: a function's text holds its address."""
+    return value.__name__ if callable(value) else str(value)
+
+
 @pytest.mark.parametrize(
     ("error", "functions", "said"),
     [
@@ -57,7 +62,7 @@ def no_text() -> None:
         (AssertionError("OptimizerParamScheduler: 8 and 4"), ["load_checkpoint"], "--override-opt_param-scheduler"),
         (RuntimeError("zip"), ["train", "save_checkpoint"], "no checkpoint can be written: RuntimeError: zip"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_the_users(error: Any, functions: list[str], said: str) -> None:
     text = explanation(raised(error, *functions))
@@ -73,7 +78,7 @@ def test_the_users(error: Any, functions: list[str], said: str) -> None:
         (SystemExit(16), ["train_step"]),
         (lambda: split_pairs("many", "1,1"), ["pretrain"]),  # type: ignore[arg-type]  # raised in a line of the package
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_defects_keep_their_traceback(error: Any, functions: list[str]) -> None:
     assert explanation(raised(error, *functions)) is None
