@@ -31,8 +31,8 @@ One training step through the product (import, shared pass, objective, schedules
 an oracle that shares no code with it: the Hugging Face model, every conversation a full sequence of its own, plain
 autograd (`tests/parity/oracle.py`). Numbers are relative differences: of the reported means, and of the worst element
 of the worst weight's gradient over the largest element of that gradient; the margin's is held against the size of the
-sums it is a difference of. The product runs in fp32, the oracle in float64. The columns marked fp32 compare with an fp32
-oracle, whose own rounding comes on top.
+sums it is a difference of. The product runs in fp32, the oracle in float64. The columns marked fp32 compare with an
+fp32 oracle, whose own rounding comes on top.
 
 Limit in the tests, against the float64 oracle: {TOLERANCE:.0e}.
 
