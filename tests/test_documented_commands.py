@@ -27,9 +27,9 @@ def commands() -> Iterator[list[str]]:
 def our_options() -> set[str]:
     """The options of training that start with ``--longpo``."""
     found = {option_name(name) for name in OPTIONS}
-    for name in ("arguments.py", "reference/options.py"):
-        source = (ROOT / "megatron_longpo" / name).read_text(encoding="utf-8")
-        found |= set(re.findall(r"^ +(?:\w+\.?)*(?:add\w*\()?\"(--longpo-[a-z-]+)\",", source, re.MULTILINE))
+    for path in (ROOT / "megatron_longpo").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        found |= set(re.findall(r"(?:^ +|add\w*\()\"(--longpo-[a-z-]+)\",", source, re.MULTILINE))
     return found
 
 
