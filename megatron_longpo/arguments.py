@@ -49,6 +49,8 @@ class LongPOSettings:
     """What the objective reads of the policy, for every pair."""
     order: PairOrder
     plan: BatchPlan
+    plan_text: str
+    """What a step is."""
     held_out: range
     """Pairs of the validation part."""
     shape: ModelShape
@@ -94,7 +96,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     trees = tree_lengths(reader, objective.reads)
     train, held_out, _ = split_pairs(len(reader), args.split)
     order = PairOrder(train, args.seed)
-    plan = plan_batches(args, order, trees)
+    plan, plan_text = plan_batches(args, order, trees)
     validate_args(args)
     check_resumed_optimizer(args)
     set_global_variables(args)
@@ -104,6 +106,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
         trees=trees,
         order=order,
         plan=plan,
+        plan_text=plan_text,
         held_out=held_out,
         shape=_model_shape(args, rope),
         step=_step_settings(args, objective, coefficients, reader),

@@ -17,8 +17,12 @@ from megatron_longpo.data.trees import TreeLengths
 from megatron_longpo.model.flops import tree_flops
 
 
-def plan_batches(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> BatchPlan:
-    """How the pairs of every step are dealt out; sets the micro-batch size that Megatron derives their number from."""
+def plan_batches(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> tuple[BatchPlan, str]:
+    """Deal the pairs of every step out, and set the micro-batch size that Megatron derives their number from.
+
+    Returns:
+        (the plan, what a step is in words).
+    """
     num_ranks = num_data_parallel_ranks(args)
     plan = BatchPlan(
         pair_of_sample=order,
@@ -32,13 +36,11 @@ def plan_batches(args: argparse.Namespace, order: PairOrder, trees: TreeLengths)
     num_steps = args.train_iters or args.train_samples // args.global_batch_size
     num_microbatches = plan.num_microbatches(num_steps)
     args.micro_batch_size = args.global_batch_size // num_ranks // num_microbatches
-    if args.rank == 0:
-        print(
-            f"a step is {num_microbatches} micro-batches on each of {num_ranks} data-parallel ranks; the busiest rank "
-            f"has {plan.imbalance(num_microbatches, num_steps):.3f} of their mean work",
-            flush=True,
-        )
-    return plan
+    text = (
+        f"{num_microbatches} micro-batches on each of {num_ranks} data-parallel ranks; the busiest rank has "
+        f"{plan.imbalance(num_microbatches, num_steps):.3f} of their mean work"
+    )
+    return plan, text
 
 
 def num_data_parallel_ranks(args: argparse.Namespace) -> int:

@@ -29,6 +29,13 @@ def replace(owner: Any, name: str, new: Any) -> Any:
     return old
 
 
+def drop_list_of_arguments() -> None:
+    """Let Megatron not print its 800 options (arguments.py, _print_args): first_screen.py writes them to a file."""
+    from megatron.training import arguments
+
+    replace(arguments, "_print_args", lambda title, args: None)
+
+
 def report_evaluation() -> None:
     """Let ``--skip-train`` report its evaluation as training does (training.py, evaluate_and_print_results)."""
     from megatron.training import training

@@ -4,10 +4,11 @@ The loop, the optimizer, checkpoints, logging and signals are Megatron's ``pretr
 for: the model and the datasets; the forward step with its loss is step.py.
 """
 
+import logging
 import sys
-import tempfile
 import time
 import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cache, partial
@@ -16,6 +17,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_longpo import megatron_hooks, platform, run_errors
+
+_VERBOSE = "--longpo-verbose" in sys.argv
+if not _VERBOSE:  # what Megatron says of packages that are absent on purpose, as it loads
+    for said in ("Transformer Engine and Apex", "Apex is not", "Only transformer-engine", "Could not determine rank"):
+        warnings.filterwarnings("ignore", message=said)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 platform.activate()  # before Megatron is imported, which looks for CUDA as it loads
 
@@ -31,6 +38,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 from megatron_longpo.arguments import LongPOSettings, parse  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
 from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
+from megatron_longpo.first_screen import first_screen, write_arguments  # noqa: E402
 from megatron_longpo.hf.folder import TRACKER_FILE, step_of  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
@@ -56,7 +64,7 @@ def main() -> int:
         message = run_errors.explanation(error)
         if message is None:
             raise
-        if "--longpo-verbose" in sys.argv:
+        if _VERBOSE:
             traceback.print_exc()
         run_errors.report(message)
         return 2
@@ -64,12 +72,16 @@ def main() -> int:
 
 
 def _train() -> None:
+    if not _VERBOSE:
+        megatron_hooks.drop_list_of_arguments()
     args, settings = parse()
     if _is_finished(args):
         return
     if args.save and args.rank == 0:
         copy_sidecar(settings.source, Path(args.save), settings.shape.rope, args.max_position_embeddings)
-        tempfile.TemporaryFile(dir=args.save).close()  # fails where nothing can be written
+        write_arguments(args)  # fails where nothing can be written
+    if args.rank == 0:
+        print(first_screen(args, settings), flush=True)
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
     _install_hooks(args, settings)

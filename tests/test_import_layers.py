@@ -24,6 +24,7 @@ TRAINING = {
     "metrics_file",
     "option_ranges",
     "longpo_options",
+    "first_screen",
     "step_metrics",
     "batches",
     "optimizer",

@@ -174,7 +174,7 @@ def test_pairs_share_a_micro_batch(
     for last in (["--exit-interval", "5"], []):
         finished = train(work, *options, *last, num_ranks=num_ranks)
         assert finished.status == 0, finished.output
-    assert f"a step is {num_microbatches} micro-batches on each of {num_ranks} data-parallel ranks" in finished.output
+    assert f"{num_microbatches} micro-batches on each of {num_ranks} data-parallel ranks" in finished.output
     for split in ("train", "valid"):
         packed, alone = (read_metrics(path, split) for path in (metrics, work.folder / "straight.jsonl"))
         for ours, theirs in zip(packed, alone, strict=True):

@@ -43,7 +43,7 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
 def test_a_folder_of_everything(tmp_path: Path) -> None:
     (tmp_path / "deep" / ".hidden").mkdir(parents=True)
     (tmp_path / "deep" / "a.TXT").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
-    (tmp_path / "deep" / "b.md.gz").write_bytes(gzip.compress(b"# Title\n") + gzip.compress(b"text"))
+    (tmp_path / "deep" / "b.md.gz").write_bytes(gzip.compress(b"# Title\n", mtime=0) + gzip.compress(b"text", mtime=0))
     (tmp_path / "c.tex.zst").write_bytes(zstd(b"la") + zstd(b"tex" * 100_000))
     (tmp_path / "d.jsonl").write_text(
         '{"text": "first", "id": "own"}\n\n{"text": null}\n{"text": " \\n"}\n{"text": "x"}'
@@ -109,7 +109,7 @@ def test_names_that_cannot_be_printed_become_ids_that_can(tmp_path: Path) -> Non
         ("a.txt.gz", gzip.compress(b"text" * 1000, mtime=0)[:-9], "a.txt.gz: cannot be read (EOFError"),
         ("a.txt.gz", b"no gzip", "a.txt.gz: cannot be read (BadGzipFile"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:40], "a.jsonl.gz: cannot be read (EOFError"),
-        ("a.txt.gz", gzip.compress(b"text") + b"more", "a.txt.gz: cannot be read (BadGzipFile"),
+        ("a.txt.gz", gzip.compress(b"text", mtime=0) + b"more", "a.txt.gz: cannot be read (BadGzipFile"),
         ("a.txt.zst", zstd(b"text" * 1000)[:-3], "a.txt.zst: cannot be read (OSError: Truncated"),
         ("a.txt.zst", zstd(b"text") + zstd(b"more")[:5], "a.txt.zst: cannot be read (OSError: Truncated"),
         ("a.jsonl.zst", zstd(b'{"text": "x"}\n' * 99)[:20], "a.jsonl.zst: cannot be read (OSError: Truncated"),

@@ -1,0 +1,115 @@
+"""What a run prints before its first step: the model, the data, what is trained, and where everything goes."""
+
+import argparse
+from pathlib import Path
+
+from megatron_longpo import __version__, platform
+from megatron_longpo.arguments import LongPOSettings
+from megatron_longpo.files import atomic_file
+from megatron_longpo.hf.sidecar import read_identity
+from megatron_longpo.reference.options import OnlineSettings
+
+ARGUMENTS_FILE = "arguments.txt"
+"""Beside the checkpoints: every option of Megatron and ours with the value that it has in this run."""
+
+GIB = 2**30
+
+
+def first_screen(args: argparse.Namespace, settings: LongPOSettings) -> str:
+    """Describe a run in about fifteen lines.
+
+    Args:
+        args: Megatron's, after validation.
+    """
+    objective, num_samples = settings.step.objective, args.global_batch_size * args.train_iters
+    rows = {
+        "model": _model(args, settings),
+        "memory": _memory(args, settings),
+        "data": _data(settings),
+        "reads": "; ".join(f"{kind.context} trunk + {' + '.join(kind.answers)}" for kind in objective.reads),
+        "objective": ", ".join(f"{name} {_short(value)}".rstrip() for name, value in _objective(settings)),
+        "reference": _reference(settings),
+        "optimizer": f"{args.longpo_optimizer or args.optimizer}, learning rate {_short(args.lr)} "
+        f"({args.lr_decay_style}), weight decay {_short(args.weight_decay)}, clipping at {_short(args.clip_grad)}",
+        "layout": f"{args.world_size} ranks ({_device()}): tensor {args.tensor_model_parallel_size}, pipeline "
+        f"{args.pipeline_model_parallel_size}, context {args.context_parallel_size}, data {args.data_parallel_size}",
+        "a step": f"{args.global_batch_size} pairs; {settings.plan_text}",
+        "steps": f"{args.train_iters}, {num_samples / len(settings.trees.tokens):.2f} epochs",
+        "loads": args.load,
+        "saves": f"{args.save}, every {args.save_interval or args.train_iters} steps" if args.save else "nothing",
+        "metrics": ", ".join(_metrics(args)) or "the terminal only",
+    }
+    width = max(map(len, rows))
+    lines = [f"  {name:<{width}}  {text}" for name, text in rows.items() if text]
+    return "\n".join((f"megatron-longpo {__version__}", *lines))
+
+
+def write_arguments(args: argparse.Namespace) -> None:
+    """Write all options to ``SAVE/arguments.txt``."""
+    with atomic_file(Path(args.save) / ARGUMENTS_FILE) as partial:
+        text = "".join(f"{name}: {value}\n" for name, value in sorted(vars(args).items()) if name[0] != "_")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _model(args: argparse.Namespace, settings: LongPOSettings) -> str:
+    identity = read_identity(settings.source)
+    dtype = str(args.params_dtype).removeprefix("torch.")
+    return (
+        f"{identity.num_parameters / 1e6:,.1f}M parameters in {dtype}, {args.num_layers} layers of {args.hidden_size}, "
+        f"{args.num_attention_heads} heads on {args.num_query_groups} key-value heads, up to "
+        f"{args.max_position_embeddings:,} positions, RoPE base {settings.shape.rope.rope_theta:g}"
+    )
+
+
+def _memory(args: argparse.Namespace, settings: LongPOSettings) -> str:
+    """Weights, gradients and optimizer state of a rank; activations are not estimated."""
+    parameters = read_identity(settings.source).num_parameters
+    own = parameters / (args.tensor_model_parallel_size * args.pipeline_model_parallel_size)
+    half = args.bf16 or args.fp16
+    states = 1 if args.longpo_optimizer == "rmsprop" else 2
+    main = own / (args.data_parallel_size if args.use_distributed_optimizer else 1)
+    stored = own * (2 if half else 4) + own * 4 + main * 4 * (states + (1 if half else 0))
+    return f"about {stored / GIB:.2f} GiB a rank for weights, gradients and optimizer, and activations"
+
+
+def _data(settings: LongPOSettings) -> str:
+    manifest = settings.reader.manifest
+    shortest, median, longest = manifest.lengths["pair"]
+    held_out = f", {len(settings.held_out)} of them held out" if settings.held_out else ""
+    return (
+        f"{manifest.num_pairs:,} pairs{held_out}, {manifest.num_turns:,} turns; trunk + longer branch {shortest:,} to "
+        f"{longest:,} tokens, median {median:,.0f}"
+    )
+
+
+def _objective(settings: LongPOSettings) -> list[tuple[str, object]]:
+    (_, name), *coefficients = settings.step.objective.settings(settings.step.coefficients).items()
+    return [(str(name), ""), *coefficients, ("NLL over", f"{settings.step.nll_tokens} tokens")]
+
+
+def _reference(settings: LongPOSettings) -> str:
+    contexts = " and ".join(kind.context for kind in settings.step.objective.reference)
+    if not contexts:
+        return "none"
+    if isinstance(settings.reference, OnlineSettings):
+        return f"{settings.reference.checkpoint} in memory, reads the {contexts} context"
+    files = ", ".join(str(cache.path) for cache in settings.reference.values())
+    return f"{files}, which read the {contexts} context"
+
+
+def _metrics(args: argparse.Namespace) -> list[str]:
+    beside = [f"{args.save}/metrics.jsonl"] if args.save and not args.skip_train else []
+    others = [args.longpo_metrics, args.tensorboard_dir, f"W&B {args.wandb_project}" if args.wandb_project else None]
+    return beside + [str(one) for one in others if one]
+
+
+def _device() -> str:
+    if platform.is_cpu():
+        return "CPU, gloo"
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
