@@ -19,10 +19,10 @@ from typing import Any, TextIO
 from megatron_longpo import megatron_hooks, platform, run_errors
 
 _VERBOSE = "--longpo-verbose" in sys.argv
-if not _VERBOSE:  # what Megatron says of packages that are absent on purpose, as it loads
-    for said in ("Transformer Engine and Apex", "Apex is not", "Only transformer-engine", "Could not determine rank"):
-        warnings.filterwarnings("ignore", message=said)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+if not _VERBOSE:  # what Megatron says of packages that are absent on purpose, and of each of its parts as it starts
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    for name in ("megatron", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 platform.activate()  # before Megatron is imported, which looks for CUDA as it loads
 
