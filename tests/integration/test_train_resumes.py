@@ -52,7 +52,7 @@ def test_cut_off(work: Workspace, run: Path) -> None:
 
 def test_save_where_a_file_is(work: Workspace, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused(work, tmp_path / "file", FOUR, "NotADirectoryError")
+    refused(work, tmp_path / "file", FOUR, "is not a folder; choose another")
 
 
 def refused(work: Workspace, save: Path, options: list[str], said: str) -> None:
