@@ -204,6 +204,8 @@ def check_outputs(args: argparse.Namespace) -> None:
     """
     if args.save_interval and not args.save:
         raise UserError("--save-interval is given without --save: nothing would be saved; add --save DIR or remove it")
+    if args.save and not args.save_interval and not args.skip_train:
+        raise UserError("--save is given without --save-interval: after how many steps to save; add it")
     folders = {name: getattr(args, name) for name in ("save", "tensorboard_dir", "wandb_save_dir")}
     for name, folder in folders.items():
         if folder:

@@ -32,7 +32,7 @@ def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1) -> str:
 
 
 def common(work: Workspace) -> list[str]:
-    return ["--save", str(work.folder / "refused"), "--train-iters", "1"]
+    return ["--save", str(work.folder / "refused"), "--save-interval", "1", "--train-iters", "1"]
 
 
 REFUSED: list[tuple[list[str], str]] = [
@@ -139,7 +139,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--longpo-metrics", "FILE/m.jsonl"], "is not a folder; choose another"),
     (["--longpo-metrics", "FILE"], "not a line of metrics; choose another file"),
     (["--longpo-metrics", "/"], "--longpo-metrics / is a folder"),
-    (["--save", "FILE/run"], "is not a folder; choose another"),
+    (["--save", "FILE/run", "--save-interval", "1"], "is not a folder; choose another"),
     (["--data-path", "x"], "--data-path (the pairs are --longpo-data) does nothing"),
     (["--mock-data"], "--mock-data (the pairs are --longpo-data) does nothing"),
     (["--tokenizer-model", "x"], "--tokenizer-model (the dataset holds token ids) does nothing"),
