@@ -249,8 +249,8 @@ MUTATIONS = (
     Mutation(
         name="reference-of-turns-reversed",
         file="megatron_longpo/reference/score.py",
-        old="for turn in next(logp).tolist()])",
-        new="for turn in next(logp).tolist()][::-1])",
+        old="for turn in _rows(next(logp))])",
+        new="for turn in _rows(next(logp))][::-1])",
         tests=(REFERENCE,),
     ),
     Mutation(
@@ -472,9 +472,9 @@ MUTATIONS = (
     ),
     Mutation(
         name="torn-line-left-in-the-journal",
-        file="megatron_longpo/generate/journal.py",
-        old="        os.ftruncate(self._descriptor, end)\n",
-        new="",
+        file="megatron_longpo/journal.py",
+        old="            os.ftruncate(self._lock.descriptor, end)\n",
+        new="            pass\n",
         tests=(JOURNAL,),
     ),
     Mutation(
