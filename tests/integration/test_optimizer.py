@@ -108,6 +108,6 @@ def test_a_checkpoint_holds_one_state_a_parameter(
 
 
 def test_goes_on_with_its_own_optimizer_only(work: Workspace, plain: Path) -> None:
-    finished = train(work, "--load", plain, *TEN)
+    finished = train(work, "--load", plain, "--lr", "1e-4", "--train-iters", "10")
     assert finished.status == 2 and "is rmsprop: add --longpo-optimizer rmsprop, or start" in finished.output
     assert "Traceback" not in finished.output
