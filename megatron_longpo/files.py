@@ -1,14 +1,13 @@
 """Outputs that are either whole or absent: written under a temporary name, fsynced, then renamed."""
 
-import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from megatron_longpo.errors import UserError, one_line
+from megatron_longpo.locks import Lock
 
 
 @contextmanager
@@ -50,7 +49,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with _locked(path, lambda: os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), partial):
+    with closing(Lock(partial, guards=path)):
         try:
             yield partial
             _fsync(partial)
@@ -79,12 +78,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise NotADirectoryError(f"{path}: {path.parent} is a file; choose another output")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-
-    def open_folder() -> int:
-        partial.mkdir(exist_ok=True)
-        return os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-
-    with _locked(path, open_folder, partial):
+    with closing(Lock(partial, directory=True, guards=path)):
         try:
             for left in partial.iterdir():  # by a run that was killed
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
@@ -97,36 +91,6 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             raise
         partial.replace(path)
     _fsync(path.parent)
-
-
-@contextmanager
-def _locked(path: Path, open_partial: Callable[[], int], partial: Path) -> Iterator[None]:
-    """Hold the lock on the temporary file or folder of ``path``; the system lets go of it when the process ends.
-
-    Where a file system has no locks (some NFS mounts), two writers are not kept apart.
-    """
-    while True:
-        descriptor = open_partial()
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(f"{path}: another process is writing it; wait for it, or choose another output") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                os.close(descriptor)
-                raise
-        # Between opening and locking another writer may have put its file into place, or removed it.
-        with suppress(FileNotFoundError):
-            if os.path.sameopenfile(descriptor, other := os.open(partial, os.O_RDONLY)):
-                os.close(other)
-                break
-            os.close(other)
-        os.close(descriptor)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def refuse_inside(output: Path, source: Path) -> None:

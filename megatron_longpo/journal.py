@@ -5,10 +5,7 @@ journal belongs to, and a run that is about something else is refused. A last li
 when the journal is opened; a broken line anywhere else is an error. One process at a time writes a journal.
 """
 
-import errno
-import fcntl
 import json
-import logging
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,57 +13,10 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.locks import Lock
 
 FORMAT_VERSION = 1
 _CRC_CHARACTERS = 8
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-"""What flock answers on a file system without locks: some NFS and FUSE mounts."""
-
-
-class Lock:
-    """A file that one process holds at a time; the kernel lets go of it when the process ends, however it ends."""
-
-    def __init__(self, path: Path) -> None:
-        """Create ``path`` if it is missing, and lock it.
-
-        A file system without locks is warned of: there, two runs that write the same are not noticed.
-
-        Raises:
-            UserError: another process holds it.
-        """
-        self.path = path
-        while True:
-            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                self._take()
-                # Its holder may have removed the file between the two calls: then nobody else would meet this lock.
-                if path.exists() and path.stat().st_ino == os.fstat(self.descriptor).st_ino:
-                    return
-            except BaseException:
-                self.close()
-                raise
-            self.close()
-
-    def _take(self) -> None:
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{self.path}: in use by {_holder(self.descriptor)}; another process is writing it: wait for that one, "
-                "or stop it first"
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logging.getLogger(__name__).warning(
-                "%s: this file system has no locks (%s); see that no second run writes the same output",
-                self.path,
-                error.strerror,
-            )
-
-    def close(self) -> None:
-        """Let go of it."""
-        os.close(self.descriptor)
 
 
 class Journal:
@@ -193,16 +143,3 @@ def _differences(name: str, begun: Any, wanted: Any) -> Iterator[str]:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _holder(descriptor: int) -> str:
-    """The process that holds the lock of an open file, as far as Linux tells (it does not across machines)."""
-    inode = os.fstat(descriptor).st_ino
-    try:
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            fields = line.split()
-            if fields[1] == "FLOCK" and fields[5].rsplit(":", 1)[1] == str(inode) and int(fields[4]) > 0:
-                return f"process {fields[4]}"
-    except (OSError, IndexError, ValueError):
-        pass
-    return "another process"

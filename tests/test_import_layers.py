@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_longpo"
 
 # Top-level files and folders of the package. Every one may import itself and EVERYBODYS.
-EVERYBODYS = {"errors", "files", "journal", "strict_json"}
+EVERYBODYS = {"errors", "files", "journal", "locks", "strict_json", "templates"}
 TRAINING = {
     "train",
     "step",
@@ -38,6 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "journal": set(),
+    "locks": set(),
+    "templates": set(),
     "megatron_hooks": set(),
     "platform": {"megatron_hooks"},
     "strict_json": set(),

@@ -10,9 +10,9 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.card_text import CITATION, USAGE, USAGE_WITHOUT_CHAT
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.training_record import Settings, Stage
+from megatron_longpo.templates import render
 
 CARD = "README.md"
 
@@ -77,83 +77,58 @@ def base_model(given: str | None, config: Mapping[str, Any], source: Mapping[str
 
 
 def model_card(facts: CardFacts) -> str:
-    """The whole card, Markdown under YAML."""
-    parts = [f"# {facts.name}", _what_it_is(facts)]
-    if facts.stages:
-        parts += ["## Recipe", *_tables(facts.stages, False), "## Data", *_tables(facts.stages, True)]
-    if facts.metrics:
-        parts += [
-            "## Metrics",
-            "Means over the pairs of a step; nll in nats per token, margin in nats.",
-            _metrics(facts),
-        ]
-    usage = (USAGE if facts.has_chat_template else USAGE_WITHOUT_CHAT).format(
-        name=facts.name, length=facts.config["max_position_embeddings"]
-    )
-    parts += ["## How to use it", usage, "## Citation", CITATION.format(version=_trained_by(facts))]
-    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
-
-
-def _metadata(facts: CardFacts) -> ModelCardData:
+    """The whole card, Markdown under YAML: ``card.md.jinja`` with what is known."""
+    method = _last_settings(facts)["method"] if facts.stages else {"description": None, "tags": []}
     kept = {name: facts.source[name] for name in _KEPT if isinstance(facts.source.get(name), str | list)}
-    tags = _method(facts.stages)["tags"] if facts.stages else ()
-    return ModelCardData(
+    front_matter = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=facts.base_model,
-        tags=["megatron-longpo", *tags],
+        tags=["megatron-longpo", *method["tags"]],
         **kept,
     )
+    values = {
+        "front_matter": front_matter.to_yaml(),
+        "name": facts.name,
+        "base_model": facts.base_model,
+        "num_steps": facts.num_steps,
+        "steps": _steps(facts.num_steps),
+        "method": method["description"],
+        "version": __version__,
+        "trained_by": _last_settings(facts)["versions"]["megatron-longpo"] if facts.stages else __version__,
+        "model_type": facts.config["model_type"],
+        "max_length": facts.config["max_position_embeddings"],
+        "rope": _shown(rope_parameters(facts.config).as_dict()),
+        "recipe": _stages(facts.stages, of_the_data=False),
+        "data": _stages(facts.stages, of_the_data=True),
+        "metric_columns": list(facts.metrics),
+        "metrics": list(_metric_rows(list(facts.metrics.values()))),
+        "has_chat_template": facts.has_chat_template,
+    }
+    return render("megatron_longpo.hf", "card.md.jinja", values)
 
 
-def _what_it_is(facts: CardFacts) -> str:
-    origin = f" of {facts.base_model}" if facts.base_model else ""
-    if facts.stages:
-        lines = [f"Weights{origin} after {_steps(facts.num_steps)} of {_method(facts.stages)['description']}."]
-    elif facts.num_steps:
-        lines = [f"Weights{origin} after {_steps(facts.num_steps)} of training with megatron-longpo."]
-    else:
-        lines = [f"Weights{origin}, converted with megatron-longpo {__version__}: no training took place."]
-    lines.append(
-        f"A dense {facts.config['model_type']} for contexts of up to {facts.config['max_position_embeddings']} tokens, "
-        f"with RoPE {_shown(rope_parameters(facts.config).as_dict())}."
-    )
-    return "\n".join(lines)
+def _last_settings(facts: CardFacts) -> Settings:
+    return facts.stages[-1].stretches[-1].settings
 
 
-def _method(stages: Sequence[Stage]) -> dict[str, Any]:
-    return stages[-1].stretches[-1].settings["method"]
-
-
-def _trained_by(facts: CardFacts) -> str:
-    return facts.stages[-1].stretches[-1].settings["versions"]["megatron-longpo"] if facts.stages else __version__
-
-
-def _tables(stages: Sequence[Stage], with_data: bool) -> Iterable[str]:
-    """All settings that the first steps were taken with; then, for what came later, what is different.
-
-    Args:
-        with_data: those of the data, or all others.
-    """
+def _stages(stages: Sequence[Stage], of_the_data: bool) -> list[dict[str, Any]]:
+    """All settings that the first steps were taken with; then, for what came later, what is different."""
+    shown: list[dict[str, Any]] = []
     previous: Settings = {}
-    for index, stage in enumerate(stages):
-        if len(stages) > 1:
-            yield f"Stage {index + 1} of {len(stages)}, {_steps(stage.num_steps)}, counted anew:"
-        before = previous
+    for stage in stages:
+        stretches: list[dict[str, Any]] = []
         for stretch in stage.stretches:
             settings = {
                 name: one
                 for name, one in stretch.settings.items()
-                if (name == "data") == with_data and name != "method"  # which the first sentence says
+                if (name == "data") == of_the_data and name != "method"  # which the first sentence says
             }
-            changed = _changed(previous, settings)
-            if changed and stretch.after_step:
-                yield f"From step {stretch.after_step + 1} on:"
-            if changed:
-                yield _table(("", "setting", "value"), _rows(changed))
+            if rows := list(_rows(_changed(previous, settings))):
+                stretches.append({"from_step": stretch.after_step and stretch.after_step + 1, "rows": rows})
             previous = settings
-        if before == previous:
-            yield "as before."
+        shown.append({"steps": _steps(stage.num_steps), "stretches": stretches})
+    return shown
 
 
 def _steps(number: int) -> str:
@@ -178,19 +153,16 @@ def _rows(settings: Settings) -> Iterable[Sequence[str]]:
             yield ("" if index else section, name.replace("_", " "), _shown(value))
 
 
-def _metrics(facts: CardFacts) -> str:
-    rows = [(name, [line.get(name) for line in facts.metrics.values()]) for name in _METRICS]
-    shown = [(name, [f"{value:.6g}" if _is_number(value) else "" for value in values]) for name, values in rows]
-    return _table(("metric", *facts.metrics), ((name.replace("_", " "), *cells) for name, cells in shown if any(cells)))
+def _metric_rows(columns: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
+    for name in _METRICS:
+        values = [column.get(name) for column in columns]
+        cells = [f"{value:.6g}" if _is_number(value) else "" for value in values]
+        if any(cells):
+            yield (name.replace("_", " "), *cells)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.journal import Journal, Lock, check_header, journal_lines
+from megatron_longpo.journal import Journal, check_header, journal_lines
+from megatron_longpo.locks import Lock
 
 Turns = list[tuple[float, float]]
 

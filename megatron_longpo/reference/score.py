@@ -35,7 +35,8 @@ from megatron_longpo.data.dataset import conversation_arrays  # noqa: E402
 from megatron_longpo.data.indexed import PairReader  # noqa: E402
 from megatron_longpo.data.render import Context, TrunkAndBranches  # noqa: E402
 from megatron_longpo.hf.sidecar import Identity, check_tokenizer, read_identity  # noqa: E402
-from megatron_longpo.journal import Journal, Lock  # noqa: E402
+from megatron_longpo.journal import Journal  # noqa: E402
+from megatron_longpo.locks import Lock  # noqa: E402
 from megatron_longpo.model.build import TRANSFORMER_IMPLS, check_transformer_impl  # noqa: E402
 from megatron_longpo.model.exchange import CP_COMM_TYPES  # noqa: E402
 from megatron_longpo.reference import journal as journals  # noqa: E402

@@ -48,7 +48,10 @@ def test_two_writers(writer: Callable[[Path], AbstractContextManager[Path]], tmp
     path = tmp_path / "output"
     with writer(path) as partial:
         write(partial, "first")
-        with pytest.raises(UserError, match=f"^{path}: another process is writing it"), writer(path):
+        with (
+            pytest.raises(UserError, match=f"^{path}: in use by process {os.getpid()}; another process is writing it"),
+            writer(path),
+        ):
             pass
     assert read(path) == "first"
 

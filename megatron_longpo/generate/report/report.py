@@ -16,6 +16,7 @@ from megatron_longpo.generate.report.histogram import Histogram, histogram
 from megatron_longpo.generate.report.report_data import CountTokens, Lengths, ShownPair, read_report_data
 from megatron_longpo.generate.report.summary import Step, duration, num_whole_contexts, waterfall
 from megatron_longpo.generate.settings import Settings
+from megatron_longpo.templates import render
 
 _OPENING_CHARACTERS = 240
 _MOST_LISTED = 20
@@ -54,7 +55,9 @@ def write_report(
             f"{pairs}: holds {len(lengths.context)} pairs of {len(lengths.chosen)} turns, its manifest says "
             f"{counts['pairs']} of {counts['turns']}; give the manifest that was written with it"
         )
-    page = _render(
+    page = render(
+        "megatron_longpo.generate.report",
+        "report.html.jinja",
         {
             "file_name": pairs.name.encode("utf-8", "replace").decode(),  # a name may be no UTF-8
             "written": manifest.get("written"),
@@ -80,21 +83,10 @@ def write_report(
                 }
                 for one in shown
             ],
-        }
-    )
+        },
+    ).translate(_CONTROLS)
     with atomic_file(report) as partial:
         partial.write_text(page, encoding="utf-8")
-
-
-def _render(values: Mapping[str, Any]) -> str:
-    """The page with ``values``, all of them escaped, in the template's places; one without a value is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("megatron_longpo.generate.report", "")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.jinja").render(**values).translate(_CONTROLS)
 
 
 def _key_numbers(counts: Mapping[str, Any], lengths: Lengths) -> list[tuple[str, str, str]]:

@@ -265,5 +265,8 @@ def test_an_output_that_another_process_writes(
     with atomic_file(tmp_path / "set.bin") as partial:
         assert main([*argv, "--output", str(tmp_path / "set")]) == 2
         partial.touch()
-    assert f"error: {tmp_path / 'set.bin'}: another process is writing it" in capsys.readouterr().err
+    assert (
+        f"error: {tmp_path / 'set.bin'}: in use by process {os.getpid()}; another process is writing it"
+        in capsys.readouterr().err
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "set.bin"]

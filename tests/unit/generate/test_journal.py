@@ -168,6 +168,6 @@ def test_a_file_system_without_locks_is_warned_of(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("megatron_longpo.journal.fcntl.flock", no_locks)
+    monkeypatch.setattr("megatron_longpo.locks.fcntl.flock", no_locks)
     filled(tmp_path)
     assert "this file system has no locks" in caplog.text
