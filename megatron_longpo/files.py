@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from megatron_longpo.locks import Lock
 
 
 @contextmanager
-def reading(path: Path, *faults: type[Exception]) -> Iterator[None]:
+def reading(path: Path, *faults: type[Exception]) -> Generator[None]:
     """Say which file the ``faults`` of its content or of the disk lie in.
 
     Raises:
@@ -37,7 +37,7 @@ def shown(path: Path) -> str:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Generator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed.
 
     The temporary name is fixed per target (``.NAME.partial``), so what a killed run left behind is overwritten
@@ -61,7 +61,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Generator[Path]:
     """Yield a temporary directory beside ``path``; on success it becomes ``path``, on any error it is removed.
 
     Raises:

@@ -10,10 +10,11 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.locks import Lock
+from megatron_longpo.strict_json import is_object
 
 FORMAT_VERSION = 1
 _CRC_CHARACTERS = 8
@@ -132,10 +133,9 @@ def _crc(text: bytes) -> bytes:
 
 
 def _differences(name: str, begun: Any, wanted: Any) -> Iterator[str]:
-    if isinstance(begun, dict) and isinstance(wanted, dict):
-        old, new = cast(dict[str, Any], begun), cast(dict[str, Any], wanted)
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(f"{name}.{key}" if name else key, old.get(key), new.get(key))
+    if is_object(begun) and is_object(wanted):
+        for key in sorted(begun.keys() | wanted.keys()):
+            yield from _differences(f"{name}.{key}" if name else key, begun.get(key), wanted.get(key))
     elif begun != wanted:
         yield f"{name} was {_shown(begun)}, is {_shown(wanted)}"
 

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from megatron_longpo.errors import UserError, one_line
 from megatron_longpo.files import atomic_file
+from megatron_longpo.strict_json import is_object
 
 
 def open_metrics(beside: Path | None, asked_for: Path | None, resume_step: int, evaluates_only: bool) -> list[TextIO]:
@@ -73,7 +74,7 @@ def _step(line: str) -> int | None:
         value: Any = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    known = isinstance(value, dict) and type(value.get("step")) is int and value.get("split") in ("train", "valid")
+    known = is_object(value) and type(value.get("step")) is int and value.get("split") in ("train", "valid")
     return value["step"] if known else None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from megatron_longpo.step_metrics import TOKEN_KINDS, Breakdowns, name_of_tokens
+from megatron_longpo.strict_json import is_object
 
 NAMES = (
     "loss",
@@ -53,7 +54,7 @@ class MetricsWriter:
 
     def __getattr__(self, name: str) -> Any:
         """Everything that is not a scalar goes to TensorBoard, or nowhere."""
-        return getattr(self._tensorboard, name) if self._tensorboard else lambda *_, **__: None
+        return getattr(self._tensorboard, name) if self._tensorboard else _ignored
 
     def add_scalar(self, tag: str, value: Any, step: int, *rest: Any, **kwargs: Any) -> None:
         """Pass one number on and remember it; the last of an evaluation completes its line."""
@@ -117,8 +118,12 @@ class MetricsWriter:
         self._breakdowns = {}
 
 
+def _ignored(*_: Any, **__: Any) -> None:
+    pass
+
+
 def _finite(value: Any) -> Any:
     """The value with null for what is not finite: JSON has no NaN."""
-    if isinstance(value, dict):
+    if is_object(value):
         return {name: _finite(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,14 +9,16 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.metrics_file import check_metrics_file
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Range:
     """The values that a number may have."""
 
     least: float = 0.0

@@ -6,7 +6,7 @@ one name, and lets half a surrogate pair through, which no UTF-8 file can hold.
 
 import json
 import math
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 
 def loads(text: str) -> Any:
@@ -24,23 +24,27 @@ def loads(text: str) -> Any:
     return value
 
 
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a value that was read is a JSON object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    """Whether a value that was read is a JSON array."""
+    return isinstance(value, list)
+
+
 def half_surrogate(value: object) -> str | None:
     """Say which text in a JSON value, field names included, holds half of a surrogate pair; None if none does."""
-    match value:
-        case str():
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError as error:
-                code, place = ord(value[error.start]), error.start
-                return f"a text holds half of a surrogate pair (\\u{code:04x}) at character {place}, which is not UTF-8"
-        case dict():
-            record = cast(dict[str, object], value)
-            return next((found for one in (*record, *record.values()) if (found := half_surrogate(one))), None)
-        case list():
-            return next((found for one in cast(list[object], value) if (found := half_surrogate(one))), None)
-        case _:
-            pass
-    return None
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            code, place = ord(value[error.start]), error.start
+            return f"a text holds half of a surrogate pair (\\u{code:04x}) at character {place}, which is not UTF-8"
+        return None
+    parts = [*value, *value.values()] if is_object(value) else value if is_array(value) else []
+    return next((found for one in parts if (found := half_surrogate(one))), None)
 
 
 def _without_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:

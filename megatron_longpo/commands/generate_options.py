@@ -4,12 +4,13 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.journal import Shard
 from megatron_longpo.generate.settings import FILTERS, POLICY_ROPE, PRESETS, Settings, from_preset
 from megatron_longpo.hf.rope import checked
+from megatron_longpo.strict_json import is_object
 
 PROCEDURE = {
     "seed": "of everything that is drawn",
@@ -211,6 +212,6 @@ def policy_rope_of(args: argparse.Namespace) -> dict[str, Any] | None:
         rope = json.loads(args.policy_rope)
     except (ValueError, RecursionError) as error:
         raise UserError(f"--policy-rope: not JSON ({error}); give an object like {example}") from error
-    if not isinstance(rope, dict) or "rope_type" not in rope:
+    if not is_object(rope) or "rope_type" not in rope:
         raise UserError(f"--policy-rope {args.policy_rope}: needs an object with rope_type, like {example}")
-    return checked(cast(dict[str, Any], rope), "--policy-rope").as_dict()
+    return checked(rope, "--policy-rope").as_dict()

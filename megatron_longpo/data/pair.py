@@ -13,11 +13,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from megatron_longpo import strict_json
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import shown
+from megatron_longpo.strict_json import is_object
 
 MAX_ID_CHARS = 512
 _PAIR_FIELDS = {"id": str, "context": str, "turns": list, "meta": dict}
@@ -151,9 +152,9 @@ def _checked_fields(
     value: object, fields: dict[str, type], where: str, label: str, optional: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Hold ``value`` to be an object with exactly these fields and JSON types."""
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise UserError(f"{where}: {label} must be an object, not {_json_name(value)}")
-    record = cast(dict[str, Any], value)
+    record = value
     missing = [name for name in fields if name not in record and name not in optional]
     if missing:
         raise UserError(f"{where}: {label} lacks the field {missing[0]!r}; it needs {', '.join(fields)}")

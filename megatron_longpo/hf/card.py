@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub import ModelCardData, metadata_load  # pyright: ignore[reportUnknownVariableType]
 
 from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.training_record import Settings, Stage
+from megatron_longpo.strict_json import is_object
 from megatron_longpo.templates import render
 
 CARD = "README.md"
@@ -53,7 +54,7 @@ def front_matter(hf: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return metadata_load(path) or {}
+        return metadata_load(path) or {}  # pyright: ignore[reportUnknownVariableType]
     except Exception as error:  # whatever YAML makes of a broken file
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: its front matter is not valid YAML ({reason}); correct or remove it") from error
@@ -78,9 +79,9 @@ def base_model(given: str | None, config: Mapping[str, Any], source: Mapping[str
 
 def model_card(facts: CardFacts) -> str:
     """The whole card, Markdown under YAML: ``card.md.jinja`` with what is known."""
-    method = _last_settings(facts)["method"] if facts.stages else {"description": None, "tags": []}
+    method: Mapping[str, Any] = _last_settings(facts)["method"] if facts.stages else {"description": None, "tags": []}
     kept = {name: facts.source[name] for name in _KEPT if isinstance(facts.source.get(name), str | list)}
-    front_matter = ModelCardData(
+    front_matter: Any = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=facts.base_model,
@@ -166,7 +167,7 @@ def _is_number(value: object) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, dict):
+    if is_object(value):
         return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"

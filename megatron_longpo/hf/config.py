@@ -9,11 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never, cast
+from typing import Any, Never
 
 from megatron_longpo import strict_json
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.rope import rope_parameters
+from megatron_longpo.strict_json import is_array, is_object
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -65,9 +66,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: not valid JSON ({error}); restore the file from its source") from None
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise UserError(f"{path}: holds a JSON {type(value).__name__}, needs an object")
-    return cast(dict[str, Any], value)
+    return value
 
 
 def architecture(hf_config: Mapping[str, Any]) -> Architecture:
@@ -172,8 +173,8 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
 def _refuse_sliding_window(config: Mapping[str, Any], model_type: str) -> None:
     """A window hides the trunk from the branches, so a long context would not be seen at all."""
     advice = 'only full attention is supported; set "sliding_window": null if the model was trained without a window'
-    layer_types: Any = config.get("layer_types") or []
-    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+    layer_types = config.get("layer_types")
+    if layer_types and not (is_array(layer_types) and all(kind == "full_attention" for kind in layer_types)):
         _refuse("layer_types", layer_types, "only 'full_attention' is supported")
     if model_type in ("llama", "mistral"):  # transformers windows the cache of a Llama that has the field, too
         window = config.get("sliding_window", _DEFAULT_WINDOW if model_type == "mistral" else None)

@@ -7,6 +7,7 @@ from megatron_longpo.data.tokenise import end_of_turn_id
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.sidecar import write_json
+from megatron_longpo.strict_json import is_array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,7 +26,7 @@ def read_generation_config(folder: Path) -> dict[str, Any] | None:
         return None
     config = read_json_object(path)
     ends = config.get("eos_token_id")
-    if ends is not None and any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends])):
+    if ends is not None and any(type(end) is not int for end in (ends if is_array(ends) else [ends])):
         raise UserError(f"{path}: eos_token_id is {ends!r}; it must be a token id or a list of them: correct it")
     return config
 
@@ -56,7 +57,9 @@ def complete_generation_config(
 def _from_model_config(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig, GenerationConfig
 
-    config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder)).to_diff_dict()
+    config_class: Any = AutoConfig
+    made = GenerationConfig.from_model_config(config_class.from_pretrained(folder))  # pyright: ignore[reportUnknownMemberType]
+    config = made.to_diff_dict()
     config.pop("_from_model_config", None)  # transformers would feel free to make it again, without what is added
     return config
 
@@ -67,7 +70,7 @@ def _ends_of_sequence(generation_config: dict[str, Any], model_config: dict[str,
         ends = model_config.get("eos_token_id")
     if ends is None:
         return []
-    return list(ends) if isinstance(ends, list) else [ends]
+    return list(ends) if is_array(ends) else [ends]
 
 
 def _end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> int | None:

@@ -134,7 +134,7 @@ def cut_qkv(tensor: Tensor, num_query_groups: int, head_dim: int) -> list[Tensor
     trailing = tensor.shape[1:]
     grouped = tensor.reshape(num_query_groups, -1, *trailing)
     sizes = [grouped.shape[1] - 2 * head_dim, head_dim, head_dim]
-    return [_own_memory(part.reshape(-1, *trailing)) for part in grouped.split(sizes, dim=1)]
+    return [_own_memory(part.reshape(-1, *trailing)) for part in torch.split(grouped, sizes, dim=1)]
 
 
 def join_gate_up(parts: Sequence[Tensor]) -> Tensor:

@@ -7,10 +7,11 @@ transformers' own defaults and order of precedence (transformers 5, ``modeling_r
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Never, cast
+from typing import Any, Never
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.model.rope_parameters import RopeParameters
+from megatron_longpo.strict_json import is_object
 
 ROPE_EXAMPLE = """'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}'"""
 """As a shell takes it."""
@@ -46,9 +47,8 @@ def rope_parameters(hf_config: Mapping[str, Any]) -> RopeParameters:
     field = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
     where = f"config.json: {field}"
     parameters: Any = hf_config.get(field) or {}
-    if not isinstance(parameters, dict):
+    if not is_object(parameters):
         _refuse(where, parameters, "it must be an object")
-    parameters = cast(dict[str, Any], parameters)
     if any(isinstance(value, dict) for value in parameters.values()):
         _refuse(where, parameters, "only one setting for all layers is supported")
     for source in (parameters, hf_config):
@@ -74,7 +74,7 @@ def scaling_option(text: str, option: str, rope_theta: float) -> RopeParameters:
         given = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{option} {text}: not valid JSON ({error}); give for instance {ROPE_EXAMPLE}") from None
-    if not isinstance(given, dict) or _rope_type(cast(dict[str, Any], given)) is None:
+    if not is_object(given) or _rope_type(given) is None:
         raise UserError(f"{option} {text}: needs an object with a rope_type; give for instance {ROPE_EXAMPLE}")
     if "rope_theta" in given:
         raise UserError(f"{option}: rope_theta is given with --rotary-base; remove it here")

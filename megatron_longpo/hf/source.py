@@ -1,6 +1,7 @@
 """A Hugging Face folder as it was downloaded: whole, without code, and readable by transformers' own classes."""
 
 from pathlib import Path
+from typing import Any
 
 from megatron_longpo.errors import UserError, one_line
 from megatron_longpo.hf.config import read_json_object
@@ -47,7 +48,8 @@ def _check_transformers_reads(hf: Path) -> None:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(hf, local_files_only=True, trust_remote_code=False)
+        config_class: Any = AutoConfig
+        config_class.from_pretrained(hf, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a class makes of a wrong value
         raise UserError(
             f"{hf / 'config.json'}: transformers does not read it ({one_line(error)}); correct it"

@@ -60,7 +60,7 @@ def _write_template(folder: Path, chat_template: str) -> None:
 def _write_converted(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> None:
     """What the folder's own settings say stays; what they leave open is written as it was taken."""
     settings = _settings(folder)
-    tokenizer.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))  # pyright: ignore[reportUnknownMemberType]
     write_json(folder / _SETTINGS, _settings(folder) | settings)
     if tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer):
         raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.sidecar import write_json
+from megatron_longpo.strict_json import is_array, is_object
 
 FORMAT_VERSION = 1
 TRAINING_RECORD_FILE = "training_record.json"
@@ -82,12 +83,12 @@ def _stage(stored: dict[str, Any], num_steps: int) -> Stage:
 
 def _check_settings(settings: Any) -> None:
     """Check that these are sections of named values, and those that the card's sentences are made of."""
-    if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
+    if not is_object(settings) or not all(is_object(section) for section in settings.values()):
         raise ValueError("settings that are no sections of named values")
     method = settings["method"]
     if not isinstance(method["description"], str):
         raise ValueError(f"method.description is {method['description']!r}")
-    if not isinstance(tags := method["tags"], list) or not all(isinstance(tag, str) for tag in tags):
+    if not is_array(tags := method["tags"]) or not all(isinstance(tag, str) for tag in tags):
         raise ValueError(f"method.tags is {tags!r}")
     if not isinstance(version := settings["versions"]["megatron-longpo"], str):
         raise ValueError(f"versions.megatron-longpo is {version!r}")
@@ -139,4 +140,4 @@ def _parsed(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and "split" in line and type(line.get("step")) is int else None
+    return line if is_object(line) and "split" in line and type(line.get("step")) is int else None

@@ -13,6 +13,7 @@ from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.names import NameRule
 from megatron_longpo.hf.safetensors_file import SAFETENSORS_DTYPES
 from megatron_longpo.hf.torch_dist import CheckpointReader
+from megatron_longpo.strict_json import is_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INDEX_FILE = "model.safetensors.index.json"
@@ -72,7 +73,8 @@ class SafetensorsFolder:
 
     def read(self, name: str) -> Tensor:
         # The file is mapped, and what was read of it stays resident while it is open: opening costs less than a model.
-        with safe_open(self._files[name], framework="pt") as file:
+        opened: Any = safe_open(self._files[name], framework="pt")
+        with opened as file:
             return file.get_tensor(self._stored.get(name, name))
 
     def _read_header(self, path: Path) -> None:
@@ -184,7 +186,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _files_of_index(path: Path) -> list[Path]:
     weight_map = read_json_object(path).get("weight_map")
-    files: set[str] = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()
+    files: set[str] = {str(name) for name in weight_map.values()} if is_object(weight_map) else set()
     if not files:
         raise UserError(f"{path}: no weight_map; download the folder again")
     return [path.parent / name for name in sorted(files)]

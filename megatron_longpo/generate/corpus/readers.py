@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from megatron_longpo.errors import UserError, import_optional, one_line
 from megatron_longpo.files import reading
+from megatron_longpo.strict_json import is_object
 
 Kind = Literal["text", "rows", "arrow"]
 """One document a file; one JSON object a line; a table."""
@@ -102,9 +103,9 @@ def _fields(line: str, where: str) -> dict[str, Any]:
         fields = json.loads(line.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error}); each line must be one JSON object with a text") from error
-    if not isinstance(fields, dict):
+    if not is_object(fields):
         raise UserError(f"{where}: a JSON {type(fields).__name__}; each line must be one JSON object with a text")
-    return cast(dict[str, Any], fields)
+    return fields
 
 
 def _table_rows(path: Path, text_field: str) -> Iterator[Row]:

@@ -44,7 +44,8 @@ def load_local_model(
     place = _find_device(device)
     with_dtype = dtype or ("float32" if place == "cpu" else "auto")
     model = _load(folder, with_dtype, place)
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config_class: Any = AutoConfig
+    config = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         raise UserError(f"{folder}/config.json: no max_position_embeddings, so its context length is unknown; add it")
@@ -55,7 +56,7 @@ def load_local_model(
             f"{folder}: {type(model).__name__} does not hold its RoPE in one place, so it cannot have another one for"
             " long contexts; serve two models and use --endpoint and --long-endpoint"
         )
-    long_config = copy.deepcopy(config)
+    long_config: Any = copy.deepcopy(config)
     long_config.max_position_embeddings = policy_rope.max_position_embeddings
     long_config.rope_parameters = dict(policy_rope.rope_parameters)
     limits: dict[Context, int] = {"short": limit, "long": policy_rope.max_position_embeddings}

@@ -23,6 +23,7 @@ from megatron_longpo.data.tokenise import end_of_turn_id
 from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.engines.batching import Prompt, num_common
 from megatron_longpo.generate.engines.seeded_sampling import SeededSampling
+from megatron_longpo.strict_json import is_array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -177,5 +178,5 @@ def _padded(prompts: Sequence[Prompt], num_shared: int, pad_id: int, device: tor
 def _stop_ids(model: Any, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """The template's end of turn first, then what the folder's generation config knows."""
     known = model.generation_config.eos_token_id
-    others = known if isinstance(known, list) else [] if known is None else [known]
+    others = known if is_array(known) else [] if known is None else [known]
     return list(dict.fromkeys([end_of_turn_id(tokenizer), *others]))

@@ -184,7 +184,7 @@ def _completion(
 
 def _num_tokens(tokenizer: "PreTrainedTokenizerFast", text: str) -> int:
     whole = text.encode("utf-8", "replace").decode()  # the tokenizer takes no half of a surrogate pair
-    return len(tokenizer.encode(whole, add_special_tokens=False))
+    return len(tokenizer.encode(whole, add_special_tokens=False))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _client(endpoint: str, request_timeout_s: float) -> "AsyncOpenAI":

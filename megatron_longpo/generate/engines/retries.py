@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.strict_json import is_array, is_object
 
 if TYPE_CHECKING:
     import openai
@@ -89,7 +90,7 @@ def read_object(body: bytes, what: str, holding: str) -> dict[str, Any]:
         fields: object = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BrokenAnswerError(f"the answer is not whole JSON ({shown!r})") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get(holding), list):
+    if not is_object(fields) or not is_array(fields.get(holding)):
         raise BrokenAnswerError(f"the answer is no {what} ({shown!r})")
     return fields
 

@@ -15,6 +15,7 @@ from megatron_longpo.generate.engines.retries import (
     read_object,
     whole_number,
 )
+from megatron_longpo.strict_json import is_object
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -129,7 +130,7 @@ async def _list_models(client: "AsyncOpenAI", may_be_missing: bool) -> dict[str,
             return {}
         raise
     models = read_object(answer.http_response.content, "list of models", "data")["data"]
-    return {str(model["id"]): model for model in models if isinstance(model, dict) and "id" in model}
+    return {str(model["id"]): model for model in models if is_object(model) and "id" in model}
 
 
 async def _count(client: "AsyncOpenAI", model: str) -> int | None:
@@ -162,7 +163,7 @@ def message_of(fields: dict[str, Any]) -> dict[str, Any]:
         BrokenAnswerError: there is not exactly one.
     """
     match fields["choices"]:
-        case [{"message": dict() as message}]:
+        case [{"message": message}] if is_object(message):
             return message
         case _:
             raise BrokenAnswerError("the answer is no chat completion with one message")
@@ -191,7 +192,7 @@ def text_of(message: dict[str, Any]) -> str:
 def usage_of(fields: dict[str, Any], name: str) -> int | None:
     """A count of tokens in a chat completion, if the server gives a usable one."""
     usage = fields.get("usage")
-    return whole_number(usage.get(name)) if isinstance(usage, dict) else None
+    return whole_number(usage.get(name)) if is_object(usage) else None
 
 
 def _text_of_part(part: object) -> str:

@@ -5,10 +5,11 @@ pairs to read. The same pairs, manifest and seed give the same bytes.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
@@ -66,7 +67,7 @@ def write_report(
             "key_numbers": _key_numbers(counts, lengths),
             "made": _made(manifest),
             "steps": waterfall(counts),
-            "bar": lambda step: _bar(step, counts["asked"]),
+            "bar": partial(_bar, num_asked=counts["asked"]),
             "keep": manifest["settings"]["no_filter"],
             "num_whole_contexts": num_whole_contexts(counts),
             "length_rows": _length_rows(lengths),
@@ -85,8 +86,8 @@ def write_report(
             ],
         },
     ).translate(_CONTROLS)
-    with atomic_file(report) as partial:
-        partial.write_text(page, encoding="utf-8")
+    with atomic_file(report) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
 
 
 def _key_numbers(counts: Mapping[str, Any], lengths: Lengths) -> list[tuple[str, str, str]]:
@@ -129,11 +130,12 @@ def _made(manifest: Mapping[str, Any]) -> list[tuple[str, list[_Row]]]:
 def _flat(name: str, value: object) -> Iterator[tuple[str, str]]:
     """Names and values of a tree, one a leaf; of long lists the beginning."""
     if isinstance(value, Mapping):
-        for key, below in value.items():
-            yield from _flat(f"{name} {str(key).replace('_', ' ')}".strip(), below)
+        for key, below in cast(Mapping[str, object], value).items():
+            yield from _flat(f"{name} {key.replace('_', ' ')}".strip(), below)
     elif isinstance(value, list | tuple):
-        shown = [_text(one) for one in value[:_MOST_LISTED]]
-        more = [f"and {len(value) - _MOST_LISTED:,} more"] if len(value) > _MOST_LISTED else []
+        items = cast(Sequence[object], value)
+        shown = [_text(one) for one in items[:_MOST_LISTED]]
+        more = [f"and {len(items) - _MOST_LISTED:,} more"] if len(items) > _MOST_LISTED else []
         yield name, ", ".join([*shown, *more]) or "none"
     else:
         yield name, str(value) if name == "seed" else _text(value)

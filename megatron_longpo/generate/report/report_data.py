@@ -25,12 +25,12 @@ class Lengths:
 
     unit: str
     """``tokens`` or ``characters``."""
-    context: list[int] = field(default_factory=list)
-    short_context: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list[int])
+    short_context: list[int] = field(default_factory=list[int])
     """Of `num_short_pairs` pairs that were drawn."""
-    instruction: list[int] = field(default_factory=list)
-    chosen: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
+    instruction: list[int] = field(default_factory=list[int])
+    chosen: list[int] = field(default_factory=list[int])
+    rejected: list[int] = field(default_factory=list[int])
     num_short_pairs: int = 0
 
     @property
