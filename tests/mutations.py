@@ -28,7 +28,7 @@ LAYOUT = "tests/unit/model/test_layout.py"
 OBJECTIVES = "tests/unit/objective/test_objectives.py"
 LOGPROB = "tests/unit/model/test_logprob.py::test_equals_log_softmax"
 SCALING = "tests/unit/objective/test_scaling.py"
-OPENER = "tests/unit/data/test_opener.py"
+LAST_PROMPT_TOKEN = "tests/unit/data/test_last_prompt_token.py"
 PUBLISHED = "tests/unit/data/test_longpo_release.py::test_trunk_branches_and_spans_are_recovered_exactly"
 SENTENCEPIECE = "tests/unit/data/test_sentencepiece_model.py::test_special_tokens_and_ids"
 NAMES = "tests/unit/hf/test_names.py::test_gate_comes_first"
@@ -366,18 +366,18 @@ MUTATIONS = (
         tests=(ATTENTION,),
     ),
     Mutation(
-        name="opener-is-one-token-earlier",
+        name="last-prompt-token-is-one-token-earlier",
         file="megatron_longpo/data/render.py",
-        old="return Branch(tokens.ids[opener :",
-        new="return Branch(np.r_[tokens.ids[opener - 1], tokens.ids[opener + 1 :]][:",
-        tests=(OPENER,),
+        old="return Branch(tokens.ids[last_prompt :",
+        new="return Branch(np.r_[tokens.ids[last_prompt - 1], tokens.ids[last_prompt + 1 :]][:",
+        tests=(LAST_PROMPT_TOKEN,),
     ),
     Mutation(
         name="branch-starts-one-token-early",
         file="megatron_longpo/data/render.py",
-        old="opener = int(chosen.spans[0, 0]) - 1",
-        new="opener = int(chosen.spans[0, 0]) - 2",
-        tests=(OPENER,),
+        old="last_prompt = int(chosen.spans[0, 0]) - 1",
+        new="last_prompt = int(chosen.spans[0, 0]) - 2",
+        tests=(LAST_PROMPT_TOKEN,),
     ),
     Mutation(
         name="sentencepiece-merges-by-id",
@@ -424,8 +424,8 @@ MUTATIONS = (
     Mutation(
         name="import-border-from-common-prefix",
         file="megatron_longpo/data/longpo_release.py",
-        old="opener = int(chosen.spans[0, 0]) - 1",
-        new="opener = num_equal(chosen.ids, rejected.ids) - 1",
+        old="last_prompt = int(chosen.spans[0, 0]) - 1",
+        new="last_prompt = num_equal(chosen.ids, rejected.ids) - 1",
         tests=(PUBLISHED,),
     ),
     Mutation(

@@ -71,7 +71,7 @@ def check_dataset_options(args: argparse.Namespace) -> None:
 
 def given_template(args: argparse.Namespace) -> str | None:
     """The Jinja source in ``--chat-template``."""
-    from megatron_longpo.data.render import read_chat_template
+    from megatron_longpo.data.tokenizer import read_chat_template
 
     return read_chat_template(args.chat_template) if args.chat_template else None
 
@@ -87,7 +87,8 @@ def render_settings(args: argparse.Namespace) -> "RenderSettings":
 
 def usable_tokenizer(args: argparse.Namespace) -> "PreTrainedTokenizerFast":
     """The tokenizer that the options name, its chat template checked."""
-    from megatron_longpo.data.render import check_chat_template, load_tokenizer
+    from megatron_longpo.data.chat import check_chat_template
+    from megatron_longpo.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer, given_template(args))
     check_chat_template(tokenizer, args.chat_template)
@@ -96,7 +97,7 @@ def usable_tokenizer(args: argparse.Namespace) -> "PreTrainedTokenizerFast":
 
 def open_writer(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerFast") -> "PairWriter":
     """The writer of the dataset that the options describe; enter it to begin."""
-    from megatron_longpo.data.render import tokenizer_fingerprint, vocabulary_size
+    from megatron_longpo.data.tokenizer import tokenizer_fingerprint, vocabulary_size
 
     with quiet_megatron():
         from megatron_longpo.data.indexed import PairWriter

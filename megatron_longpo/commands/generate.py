@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_longpo.commands import generate_options
 from megatron_longpo.commands.dataset_output import given_template
 from megatron_longpo.commands.generate_engines import EngineOptions, check_limits, engine_options, open_engine
-from megatron_longpo.commands.generate_options import add_arguments, settings_of, shard_of
+from megatron_longpo.commands.generate_options import settings_of, shard_of
 from megatron_longpo.commands.generate_plan import print_counts, print_speed
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.corpus.corpus import Corpus, CorpusOptions
@@ -30,7 +31,10 @@ from megatron_longpo.generate.settings import Settings
 if TYPE_CHECKING:
     from megatron_longpo.commands.generate_display import GenerateDisplay
 
-__all__ = ["add_arguments", "run"]
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    generate_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -73,7 +73,7 @@ async def open_engine(options: EngineOptions) -> Engine:
         UserError: it cannot be opened; what was seen and what to change.
     """
     if options.engine == "openai":
-        from megatron_longpo.data.render import load_tokenizer
+        from megatron_longpo.data.tokenizer import load_tokenizer
         from megatron_longpo.generate.engines.openai_engine import open_openai_engine
 
         assert options.endpoint is not None  # _check

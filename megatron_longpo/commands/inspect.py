@@ -125,7 +125,7 @@ def _reference_logp(reader: "PairReader", index: int) -> dict[str, list[list[flo
 
 
 def _matching_tokenizer(args: argparse.Namespace, reader: "PairReader") -> "PreTrainedTokenizerFast":
-    from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint
+    from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 
     tokenizer = load_tokenizer(args.tokenizer, given_template(args))
     fingerprint = tokenizer_fingerprint(tokenizer)

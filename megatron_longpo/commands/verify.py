@@ -21,7 +21,7 @@ from megatron.core import parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from megatron_longpo.data.render import load_tokenizer  # noqa: E402
+from megatron_longpo.data.tokenizer import load_tokenizer  # noqa: E402
 from megatron_longpo.errors import UserError, one_line  # noqa: E402
 from megatron_longpo.hf.config import architecture, read_json_object  # noqa: E402
 from megatron_longpo.hf.folder import checkpoint_folder  # noqa: E402

@@ -18,8 +18,8 @@ from megatron_longpo.data.render import Context, TrunkAndBranches
 from megatron_longpo.errors import UserError
 
 Conversation = dict[str, NDArray[np.int64]]
-"""``trunk`` [T], ``chosen`` [C] and ``rejected`` [R] (token ids, each branch with its opener), ``chosen_spans`` and
-``rejected_spans`` [num_turns, 2] (half-open, counted in the branch).
+"""``trunk`` [T], ``chosen`` [C] and ``rejected`` [R] (token ids, each branch with its last prompt token),
+``chosen_spans`` and ``rejected_spans`` [num_turns, 2] (half-open, counted in the branch).
 """
 Sample = dict[str, NDArray[np.int64] | NDArray[np.float64] | Conversation | list[Conversation]]
 """One pair: ``long``, its long Conversation; ``pair_index`` [] (int64); ``weight`` [] (float64: 1 for a pair that

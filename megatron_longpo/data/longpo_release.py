@@ -133,11 +133,11 @@ def _join(chosen: Conversation, rejected: Conversation, what: str) -> TrunkAndBr
     for turn, (ours, theirs) in enumerate(zip(_responses(chosen), _responses(rejected), strict=True)):
         if np.array_equal(ours, theirs):
             raise UserError(f"{what}: response {turn} is the same in chosen and rejected; drop the row or the turn")
-    opener = int(chosen.spans[0, 0]) - 1
-    if opener < 1:
-        raise UserError(f"{what}: {opener + 1} tokens before the first response; it needs a context of at least 2")
-    branches = (Branch(item.ids[opener:], item.spans - np.int32(opener)) for item in (chosen, rejected))
-    return TrunkAndBranches(chosen.ids[:opener], *branches)
+    last_prompt = int(chosen.spans[0, 0]) - 1
+    if last_prompt < 1:
+        raise UserError(f"{what}: {last_prompt + 1} tokens before the first response; it needs a context of at least 2")
+    branches = (Branch(item.ids[last_prompt:], item.spans - np.int32(last_prompt)) for item in (chosen, rejected))
+    return TrunkAndBranches(chosen.ids[:last_prompt], *branches)
 
 
 def _in_order_of_turns(long: TrunkAndBranches, short: Sequence[TrunkAndBranches]) -> tuple[TrunkAndBranches, ...]:

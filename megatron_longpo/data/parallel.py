@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.data.pair import parse_pair
-from megatron_longpo.data.render import Overlong, RenderedPair, load_tokenizer, render_pair
+from megatron_longpo.data.render import Overlong, RenderedPair, render_pair
+from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import TooLong, UserError
 
 

@@ -3,12 +3,12 @@
 Each conversation is rendered whole and tokenised once; spans come from the tokenizer's character offsets.
 
     trunk   = everything before the token just before the first answer
-    branch  = that token (the *opener*: it predicts a different token in either branch), answer 1, instruction 2, ...
+    branch  = that token (the *last prompt token*: each branch continues it differently), answer 1, instruction 2, ...
 
 Invariants (tests/unit/data/test_render.py quotes them):
   1. trunk + branch is the tokenisation of the rendered conversation, cut after its last response token;
   2. a span holds the tokens of one answer and the end-of-turn token that closes it, nothing before, nothing after;
-  3. chosen and rejected share the trunk and the opener;
+  3. chosen and rejected share the trunk and the last prompt token;
   4. only tokens that lie wholly inside the context are ever removed.
 
 What is too long: `max_length` limits one conversation, that is trunk + the longer branch, for the long conversation and
@@ -24,35 +24,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from megatron_longpo.data.chat import check_chat_template, render_text
+from megatron_longpo.data.chat import render_text
 from megatron_longpo.data.pair import Pair
 from megatron_longpo.data.tokenise import Codec, IntArray, Tokens, codec_of, tokenise
-from megatron_longpo.data.tokenizer import (
-    chat_template_of,
-    load_tokenizer,
-    read_chat_template,
-    tokenizer_fingerprint,
-    vocabulary_size,
-)
+from megatron_longpo.data.tokenizer import chat_template_of
 from megatron_longpo.errors import TooLong, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-__all__ = [
-    "Branch",
-    "Context",
-    "Lengths",
-    "Overlong",
-    "RenderedPair",
-    "TrunkAndBranches",
-    "check_chat_template",
-    "load_tokenizer",
-    "read_chat_template",
-    "render_pair",
-    "tokenizer_fingerprint",
-    "vocabulary_size",
-]
 
 Overlong = Literal["refuse", "truncate", "skip"]
 Context = Literal["short", "long"]
@@ -64,13 +43,13 @@ class Branch:
     """One alternative continuation of a trunk."""
 
     tokens: IntArray
-    """[num_tokens]: the opener (a copy of the token just before the first answer), then all up to the last response."""
+    """[num_tokens]: a copy of the last prompt token (just before the first answer), and all up to the last response."""
     spans: IntArray
     """[num_turns, 2]: half-open ranges of ``tokens``; the response tokens of each turn, end-of-turn token included."""
 
 
 class Lengths(NamedTuple):
-    """Numbers of tokens of a trunk and its branches (each branch with its opener)."""
+    """Numbers of tokens of a trunk and its branches (each branch with its last prompt token)."""
 
     trunk: int
     chosen: int
@@ -87,7 +66,7 @@ class TrunkAndBranches:
     """One conversation context and its two alternative continuations."""
 
     trunk: IntArray
-    """[num_tokens]: all tokens before the opener."""
+    """[num_tokens]: all tokens before the last prompt token."""
     chosen: Branch
     rejected: Branch
 
@@ -163,14 +142,14 @@ def _render_conversation(
             tokenise(codec, render_text(codec.tokenizer, conversation.context, instructions, answers))
             for answers in ([turn.chosen for turn in turns], [turn.rejected for turn in turns])
         )
-        opener = int(chosen.spans[0, 0]) - 1
-        if not np.array_equal(chosen.ids[: opener + 1], rejected.ids[: rejected.spans[0, 0]]):
+        last_prompt = int(chosen.spans[0, 0]) - 1
+        if not np.array_equal(chosen.ids[: last_prompt + 1], rejected.ids[: rejected.spans[0, 0]]):
             raise UserError(
                 "chosen and rejected are tokenised differently before the first answer, so they cannot share a trunk;"
                 " an answer's first characters merge with the template's: change how it begins"
             )
         _require_different_answers(chosen, rejected)
-        both = TrunkAndBranches(chosen.ids[:opener], _branch(chosen, opener), _branch(rejected, opener))
+        both = TrunkAndBranches(chosen.ids[:last_prompt], _branch(chosen, last_prompt), _branch(rejected, last_prompt))
         num_excess = both.lengths.longer - max_length
         if num_excess <= 0 or overlong == "skip":
             return both, 0
@@ -197,8 +176,8 @@ def _require_different_answers(chosen: Tokens, rejected: Tokens) -> None:
             )
 
 
-def _branch(tokens: Tokens, opener: int) -> Branch:
-    return Branch(tokens.ids[opener : tokens.spans[-1, 1]], tokens.spans - np.int32(opener))
+def _branch(tokens: Tokens, last_prompt: int) -> Branch:
+    return Branch(tokens.ids[last_prompt : tokens.spans[-1, 1]], tokens.spans - np.int32(last_prompt))
 
 
 def _middle_of_context(tokens: Tokens, num_excess: int, max_length: int) -> tuple[int, int]:

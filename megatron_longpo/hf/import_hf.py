@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_longpo.data.render import read_chat_template, tokenizer_fingerprint, vocabulary_size
+from megatron_longpo.data.tokenizer import read_chat_template, tokenizer_fingerprint, vocabulary_size
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory, refuse_inside
 from megatron_longpo.hf.card import front_matter

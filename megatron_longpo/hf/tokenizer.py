@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_longpo.data.render import check_chat_template, load_tokenizer, tokenizer_fingerprint
+from megatron_longpo.data.chat import check_chat_template
 from megatron_longpo.data.sentencepiece_model import is_bare
+from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.config import read_json_object

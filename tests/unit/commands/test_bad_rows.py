@@ -9,7 +9,7 @@ import pytest
 from megatron_longpo.commands import import_data as import_data_module
 from megatron_longpo.data.dataset_files import SUFFIXES, dataset_file
 from megatron_longpo.data.indexed import PairReader
-from megatron_longpo.data.render import load_tokenizer
+from megatron_longpo.data.tokenizer import load_tokenizer
 from tests.longpo_release import raw_row
 from tests.pairs import write_jsonl
 from tests.unit.commands.building import build

@@ -13,7 +13,8 @@ from megatron_longpo.commands.main import main
 from megatron_longpo.data.dataset_files import SUFFIXES, dataset_file
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.pair import parse_pair
-from megatron_longpo.data.render import load_tokenizer, render_pair, tokenizer_fingerprint
+from megatron_longpo.data.render import render_pair
+from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.files import atomic_file
 from tests.pairs import make_record, make_records, write_jsonl
 from tests.unit.commands.building import build, one_error_line

@@ -11,7 +11,7 @@ from megatron_longpo.commands.main import main
 from megatron_longpo.data.dataset_files import SUFFIXES, dataset_file
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.manifest import Manifest
-from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint
+from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.sidecar import check_tokenizer, read_identity
 from tests.pairs import make_records, write_jsonl

@@ -15,7 +15,7 @@ import pytest
 from megatron_longpo.commands.main import main
 from megatron_longpo.data.dataset_files import SUFFIXES, dataset_file
 from megatron_longpo.data.indexed import PairReader
-from megatron_longpo.data.render import load_tokenizer
+from megatron_longpo.data.tokenizer import load_tokenizer
 from tests.longpo_release import STYLES, raw_row, tokenised_row
 from tests.pairs import make_record, write_jsonl
 from tests.unit.commands.building import build

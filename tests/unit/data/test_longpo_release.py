@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from megatron_longpo.data.labels import IGNORED, Template, learn_template
 from megatron_longpo.data.longpo_release import KINDS, SIDES, TOKENISED_COLUMNS, layout_of, raw_line, recover_pair
 from megatron_longpo.data.pair import parse_pair
-from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches, load_tokenizer, render_pair
+from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches, render_pair
+from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 from tests.longpo_release import STYLES, raw_row, tokenised_row
 from tests.pairs import make_record

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from megatron_longpo.data.labels import learn_template
 from megatron_longpo.data.pair import parse_pair
 from megatron_longpo.data.questions import Questions, learn_questions
-from megatron_longpo.data.render import RenderedPair, load_tokenizer, render_pair
+from megatron_longpo.data.render import RenderedPair, render_pair
+from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 from tests.pairs import make_record
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from megatron_longpo.data.pair import Pair, Turn
-from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches, load_tokenizer, render_pair
+from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches, render_pair
+from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 
 FAMILIES = ("chatml", "mistral", "llama3", "qwen3", "mistral-v1", "mistral-v3", "llama2")
@@ -45,13 +46,18 @@ def rendered_answer(family: str, answer: str) -> str:
 
 
 def render(pair: Pair, family: str, max_length: int = NO_LIMIT, overlong: Any = "refuse") -> RenderedPair | None:
-    """None where an answer that begins with white space merges with the template's, which must be refused."""
+    """None for what must be refused: first blanks that merge with the template's, two answers of the same tokens."""
     try:
         return render_pair(pair, _tokenizers[family], max_length, overlong)
     except UserError as error:
         assert "\n" not in str(error), "an error is one line"  # noqa: PT017  # an error is one of two good outcomes
         begins_blank = any(text[0].isspace() for turn in pair.turns for text in (turn.chosen, turn.rejected))
         if begins_blank and ("share the token" in str(error) or "tokenised differently" in str(error)):
+            return None
+        one_answer = any(
+            rendered_answer(family, turn.chosen) == rendered_answer(family, turn.rejected) for turn in pair.turns
+        )
+        if one_answer and "are the same tokens" in str(error):
             return None
         raise
 

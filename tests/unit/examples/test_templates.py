@@ -7,7 +7,8 @@ import pytest
 
 from megatron_longpo.data.chat import check_chat_template
 from megatron_longpo.data.pair import Pair, Turn
-from megatron_longpo.data.render import load_tokenizer, read_chat_template, render_pair
+from megatron_longpo.data.render import render_pair
+from megatron_longpo.data.tokenizer import load_tokenizer, read_chat_template
 from megatron_longpo.errors import UserError
 from tests.tokenizers import TEMPLATES, sentencepiece_of
 

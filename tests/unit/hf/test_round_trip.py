@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from megatron_longpo.data.render import load_tokenizer, tokenizer_fingerprint
+from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf import export_hf as export_module
 from megatron_longpo.hf.export_hf import export_hf
