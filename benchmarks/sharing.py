@@ -18,15 +18,13 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from benchmarks.causal import CausalAttention, sequence_logps, set_attention
 from benchmarks.common import on_ranks, platform, write_result
-from benchmarks.small_mistral import VOCAB_SIZE, loss_of, random_ids, random_mistral, random_pair, shared_pass
-from megatron_longpo.model.attention import TreeAttention, TreeParams
-from megatron_longpo.model.forward import HeadContext, _logprob_head
-from megatron_longpo.model.targets import Targets, TreeLogps, tree_logps
-from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
+from benchmarks.small_mistral import loss_of, random_ids, random_mistral, random_pair, shared_pass
+from megatron_longpo.model.attention import TreeAttention
 
 
 def main() -> None:
@@ -82,77 +80,18 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
     }
 
 
-class CausalAttention(nn.Module):
-    """Core attention of the two-pass side: one ordinary causal sequence."""
-
-    def __init__(self, group: ProcessGroup) -> None:
-        super().__init__()
-        self.group = group
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        if self.group.size() == 1:
-            out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        else:
-            out = _RingAttention.apply(q, k, v, TrunkExchange(keys=self.group), q.shape[-1] ** -0.5)
-        return out.permute(2, 0, 1, 3).flatten(2)
-
-
-class _RingAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, exchange: TrunkExchange, scale: float) -> Tensor:
-        out, lse = trunk_forward(q, k, v, exchange, scale)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.exchange, ctx.scale = exchange, scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *trunk_backward(grad_out, *ctx.saved_tensors, exchange=ctx.exchange, scale=ctx.scale), None, None
-
-
 def shared(model: GPTModel, trunk: int, branch: int) -> Tensor:
     """The product's loss."""
-    _set_attention(model, lambda attention: TreeAttention(model.config, 1, attention.attn_mask_type, "self"))
+    set_attention(model, lambda attention: TreeAttention(model.config, 1, attention.attn_mask_type, "self"))
     return shared_pass(model, random_pair(trunk, branch))
 
 
 def two_passes(model: GPTModel, trunk: int, branch: int, group: ProcessGroup) -> Tensor:
     """The same loss from two full sequences."""
-    _set_attention(model, lambda _: CausalAttention(group))
+    set_attention(model, lambda _: CausalAttention(group))
     trunk_T, *branches = random_ids(trunk, branch)
-    chosen, rejected = (_sequence_logps(model, torch.cat((trunk_T, ids)), trunk, group) for ids in branches)
+    chosen, rejected = (sequence_logps(model, torch.cat((trunk_T, ids)), trunk, group) for ids in branches)
     return loss_of(chosen.logp_BK[0], rejected.logp_BK[0], chosen.nll / chosen.num_in_nll)
-
-
-def _sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGroup) -> TreeLogps:
-    """Of one ordinary sequence: the response is what follows the branch's first token."""
-    padded = len(ids) + -len(ids) % (2 * group.size())
-    rows = torch.arange(len(ids) - 1)
-    num_response = torch.tensor([[len(ids) - 1 - trunk]])
-    segments, in_nll = torch.where(rows >= trunk, 0, 1), torch.ones_like(rows) > 0
-    targets = Targets(rows, ids[1:], segments, in_nll, num_response, len(rows))
-    chunks = torch.arange(padded).chunk(2 * group.size())
-    own = torch.cat((chunks[group.rank()], chunks[-1 - group.rank()])) if group.size() > 1 else torch.arange(padded)
-    targets = targets.on_rank(own, padded).to(torch.cuda.current_device())
-    device = torch.cuda.current_device()
-    tokens = nn.functional.pad(ids, (0, padded - len(ids)))[own].to(device)
-    logp = model(
-        input_ids=tokens[None],
-        position_ids=own[None].to(device),
-        attention_mask=None,
-        packed_seq_params=TreeParams(qkv_format="sbhd", positions_L=own.to(device)),
-        output_processor=_logprob_head,
-        output_processor_context=HeadContext(
-            targets.rows_N, targets.labels_N, VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group()
-        ),
-    )
-    return tree_logps(logp, [targets], group)[0]
-
-
-def _set_attention(model: GPTModel, make: Callable[[Any], nn.Module]) -> None:
-    for layer in model.decoder.layers:
-        layer.self_attention.core_attention = make(layer.self_attention)
 
 
 def compare(model: GPTModel, sides: dict[str, Callable[[], Tensor]]) -> float:

@@ -5,13 +5,14 @@ the checkpoint's own config.json and becomes the parser's defaults.
 """
 
 import argparse
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_longpo import options_help, platform
-from megatron_longpo.batches import microbatch_multiple, num_data_parallel_ranks, plan_batches
+from megatron_longpo.batches import plan_batches
 from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.packing import BatchPlan
@@ -23,11 +24,12 @@ from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
 from megatron_longpo.hf.sidecar import check_tokenizer, read_hf_config, read_identity
 from megatron_longpo.longpo_options import add_longpo_options
 from megatron_longpo.model.build import ModelShape
+from megatron_longpo.model.parallel_sizes import ParallelSizes
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, Objective
 from megatron_longpo.objective.preferences import Coefficients
 from megatron_longpo.option_ranges import check_inert, check_numbers, check_outputs, check_packages, check_schedule
-from megatron_longpo.reference.options import OnlineSettings, References, open_reference
+from megatron_longpo.reference.options import OnlineSettings, ReferenceOptions, References, open_reference
 from megatron_longpo.step import StepSettings
 from megatron_longpo.step_metrics import length_buckets
 from megatron_longpo.validate_options import (
@@ -88,7 +90,18 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     check_tokenizer("the dataset", reader.manifest, read_identity(source), source)
     objective = OBJECTIVES[args.longpo_objective]
     coefficients = objective.coefficients({name: getattr(args, f"longpo_{name}") for name in OPTIONS})
-    reference = open_reference(args, objective, reader.manifest, source)
+    reference = open_reference(
+        ReferenceOptions(
+            Path(args.longpo_data),
+            args.longpo_reference,
+            args.longpo_online_reference,
+            args.longpo_reference_checkpoint,
+        ),
+        objective,
+        reader.manifest,
+        source,
+        ParallelSizes.of(args),
+    )
     if isinstance(reference, OnlineSettings):
         identity = read_identity(reference.checkpoint)
         check_tokenizer("the dataset", reader.manifest, identity, reference.checkpoint)
@@ -96,7 +109,16 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     trees = tree_lengths(reader, objective.reads)
     train, held_out, _ = split_pairs(len(reader), args.split)
     order = PairOrder(train, args.seed)
-    plan, plan_text = plan_batches(args, order, trees)
+    plan, args.micro_batch_size, plan_text = plan_batches(
+        order,
+        trees,
+        vars(args),
+        global_batch_size=args.global_batch_size,
+        num_steps=args.train_iters or args.train_samples // args.global_batch_size,
+        max_tokens=args.longpo_tokens_per_microbatch,
+        num_ranks=_num_data_parallel_ranks(args),
+        multiple=_microbatch_multiple(args),
+    )
     validate_args(args)
     check_resumed_optimizer(args)
     set_global_variables(args)
@@ -191,8 +213,20 @@ def _whole_evaluation(known: argparse.Namespace, num_valid: int) -> dict[str, in
     """Evaluate every held-out pair, one micro-batch a data-parallel rank at a time, unless the user says otherwise."""
     if num_valid == 0:
         return {"eval_iters": 0}
-    batch = known.eval_global_batch_size or num_data_parallel_ranks(known) * microbatch_multiple(known)
+    batch = known.eval_global_batch_size or _num_data_parallel_ranks(known) * _microbatch_multiple(known)
     return {"eval_global_batch_size": batch, "eval_iters": -(-num_valid // batch)}
+
+
+def _num_data_parallel_ranks(args: argparse.Namespace) -> int:
+    """Of the ranks that were started, before Megatron's groups exist."""
+    return max(1, int(os.environ.get("WORLD_SIZE", "1")) // ParallelSizes.of(args).together)
+
+
+def _microbatch_multiple(args: argparse.Namespace) -> int:
+    """An interleaved pipeline runs micro-batches in rounds of one a stage (schedules.py,
+    ``forward_backward_pipelining_with_interleaving``)."""
+    virtual = args.num_layers_per_virtual_pipeline_stage or args.num_virtual_stages_per_pipeline_rank
+    return args.pipeline_model_parallel_size if virtual else 1
 
 
 def _source(args: argparse.Namespace) -> Path:

@@ -1,9 +1,7 @@
 """The micro-batches of this data-parallel rank: planned before anything is built, then read ahead of the step."""
 
-import argparse
-import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,59 +15,63 @@ from megatron_longpo.data.trees import TreeLengths
 from megatron_longpo.model.flops import tree_flops
 
 
-def plan_batches(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> tuple[BatchPlan, str]:
-    """Deal the pairs of every step out, and set the micro-batch size that Megatron derives their number from.
+def plan_batches(
+    pair_of_sample: PairOrder,
+    trees: TreeLengths,
+    model: Mapping[str, Any],
+    *,
+    global_batch_size: int,
+    num_steps: int,
+    max_tokens: int | None,
+    num_ranks: int,
+    multiple: int,
+) -> tuple[BatchPlan, int, str]:
+    """Deal the pairs of every step out.
+
+    Args:
+        model: its shape, by Megatron's names (hf.config.megatron_options).
+        global_batch_size: pairs a step.
+        num_steps: that the plan must hold for.
+        max_tokens: of a micro-batch; None: a pair each.
+        num_ranks: data-parallel ones.
+        multiple: of micro-batches.
 
     Returns:
-        (the plan, what a step is in words).
+        (the plan, the micro-batch size that Megatron derives their number from, what a step is in words).
     """
-    num_ranks = num_data_parallel_ranks(args)
     plan = BatchPlan(
-        pair_of_sample=order,
+        pair_of_sample=pair_of_sample,
         tokens=trees.tokens,
-        work=trees.sum_by_pair(tree_flops(vars(args), trees.lengths_T3)),
-        global_batch_size=args.global_batch_size,
+        work=trees.sum_by_pair(tree_flops(model, trees.lengths_T3)),
+        global_batch_size=global_batch_size,
         num_ranks=num_ranks,
-        max_tokens=args.longpo_tokens_per_microbatch,
-        multiple=microbatch_multiple(args),
+        max_tokens=max_tokens,
+        multiple=multiple,
     )
-    num_steps = args.train_iters or args.train_samples // args.global_batch_size
     num_microbatches = plan.num_microbatches(num_steps)
-    args.micro_batch_size = args.global_batch_size // num_ranks // num_microbatches
     text = (
         f"{num_microbatches} micro-batches on each of {num_ranks} data-parallel ranks; the busiest rank has "
         f"{plan.imbalance(num_microbatches, num_steps):.3f} of their mean work"
     )
-    return plan, text
+    return plan, global_batch_size // num_ranks // num_microbatches, text
 
 
-def num_data_parallel_ranks(args: argparse.Namespace) -> int:
-    """Of the ranks that were started, before Megatron's groups exist."""
-    one_pair = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
-    return max(1, int(os.environ.get("WORLD_SIZE", "1")) // one_pair)
+def loader(
+    dataset: Dataset[Any], microbatches: Iterable[list[int]], num_workers: int, exit_signal: signal.Signals | None
+) -> Iterator[Any]:
+    """Read the samples of each micro-batch ahead, in ``num_workers`` processes.
 
-
-def microbatch_multiple(args: argparse.Namespace) -> int:
-    """An interleaved pipeline runs micro-batches in rounds of one a stage (schedules.py,
-    ``forward_backward_pipelining_with_interleaving``)."""
-    virtual = args.num_layers_per_virtual_pipeline_stage or args.num_virtual_stages_per_pipeline_rank
-    return args.pipeline_model_parallel_size if virtual else 1
-
-
-def loader(args: argparse.Namespace, dataset: Dataset[Any], microbatches: Iterable[list[int]]) -> Iterator[Any]:
-    """Reads the samples of each micro-batch, ahead, in ``--num-workers`` processes.
-
-    With ``--exit-signal-handler`` these survive the signal, as Megatron's own do (data_samplers.py).
+    These survive ``exit_signal``, which is meant for the training loop, as Megatron's own do (data_samplers.py).
     """
     return iter(
         DataLoader(
             dataset,
             batch_sampler=microbatches,  # type: ignore[arg-type]  # any iterable of lists of indices
-            num_workers=args.num_workers,
+            num_workers=num_workers,
             collate_fn=as_tensors,
             pin_memory=True,
-            persistent_workers=args.num_workers > 0,
-            worker_init_fn=partial(_leave_signal, args.exit_signal) if args.exit_signal_handler else None,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=partial(_leave_signal, exit_signal) if exit_signal else None,
         )
     )
 

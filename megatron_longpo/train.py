@@ -202,17 +202,18 @@ def _batches(
     if isinstance(cached, OnlineSettings):
         cached, reads = {}, (*reads, *cached.reads)
     with_short = any(kind.context == "short" for kind in reads)
+    exit_signal = args.exit_signal if args.exit_signal_handler else None
     train = valid = None
     if not args.skip_train:
         pairs = PairDataset(settings.reader, settings.order, cached, with_short)
-        train = loader(
-            args, pairs, settings.plan.microbatches(args.consumed_train_samples, get_num_microbatches(), rank)
-        )
+        planned = settings.plan.microbatches(args.consumed_train_samples, get_num_microbatches(), rank)
+        train = loader(pairs, planned, args.num_workers, exit_signal)
     period = args.eval_iters * args.eval_global_batch_size
     if settings.held_out and period:
         held_out = HeldOutPairs(settings.reader, settings.held_out[:period], period, cached, with_short)
         first = 0 if args.skip_train else args.consumed_valid_samples
-        valid = loader(args, held_out, ([sample] for sample in count(first + rank, num_ranks)))
+        in_turn = ([sample] for sample in count(first + rank, num_ranks))
+        valid = loader(held_out, in_turn, args.num_workers, exit_signal)
     return train, valid, None
 
 

@@ -14,6 +14,7 @@ from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.hf.torch_dist import CheckpointReader
 from megatron_longpo.model.build import check_transformer_impl
 from megatron_longpo.model.exchange import check_exchange
+from megatron_longpo.model.parallel_sizes import ParallelSizes
 from megatron_longpo.optimizer import STATE
 
 CHANGEABLE = ("rotary_base", "max_position_embeddings", "attention_dropout", "hidden_dropout", "init_method_std")
@@ -138,7 +139,7 @@ def check_shape(args: argparse.Namespace, source: Path) -> None:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} is {getattr(args, name)} but the checkpoint {source} has {value}; remove it")
     check_divides(vars(args), args.tensor_model_parallel_size, args.pipeline_model_parallel_size, source)
-    check_exchange(args, vars(args))
+    check_exchange(ParallelSizes.of(args), vars(args))
 
 
 def check_lengths(args: argparse.Namespace, manifest: Manifest) -> None:

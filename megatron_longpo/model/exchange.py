@@ -11,7 +11,6 @@ Letters in shapes, all of them after a leading 1: H = query heads, or any heads,
 that this rank holds, chunk r and chunk 2C - 1 - r (layout.py), D = size of a head.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,42 +21,42 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.model.parallel_sizes import ParallelSizes
 
 CP_COMM_TYPES = ("p2p", "all_gather", "allgather", "a2a", "a2a+p2p")
 
 
-def check_exchange(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
+def check_exchange(sizes: ParallelSizes, options: Mapping[str, Any]) -> None:
     """The ways of sharing a trunk that swap tokens for heads have heads enough to swap.
 
     Args:
-        args: the sizes of the axes and --cp-comm-type, by the names of Megatron's options.
         options: the model's shape (hf.config.megatron_options).
 
     Raises:
         UserError: an unknown name, or heads or sizes that do not divide.
     """
-    tp, cp = args.tensor_model_parallel_size, args.context_parallel_size
+    cp = sizes.context
     if cp == 1:
         return
-    for name in args.cp_comm_type:
+    for name in sizes.cp_comm_type:
         if name not in CP_COMM_TYPES:
             raise UserError(f"--cp-comm-type {name} is not known; choose {', '.join(CP_COMM_TYPES)}")
-    if len(args.cp_comm_type) not in (1, options["num_layers"]):
-        raise UserError(f"--cp-comm-type has {len(args.cp_comm_type)} names; give one, or {options['num_layers']}")
-    swapping = cp if "a2a" in args.cp_comm_type else 1
-    if "a2a+p2p" in args.cp_comm_type:
-        sizes = args.hierarchical_context_parallel_sizes
-        if not sizes or len(sizes) != 2 or sizes[0] * sizes[1] != cp:
+    if len(sizes.cp_comm_type) not in (1, options["num_layers"]):
+        raise UserError(f"--cp-comm-type has {len(sizes.cp_comm_type)} names; give one, or {options['num_layers']}")
+    swapping = cp if "a2a" in sizes.cp_comm_type else 1
+    if "a2a+p2p" in sizes.cp_comm_type:
+        factors = sizes.hierarchical
+        if not factors or len(factors) != 2 or factors[0] * factors[1] != cp:
             raise UserError(
                 f"--cp-comm-type a2a+p2p needs --hierarchical-context-parallel-sizes A B with A * B = {cp} "
-                f"(--context-parallel-size); {sizes} is given; choose A so that it divides the key-value heads"
+                f"(--context-parallel-size); {factors} is given; choose A so that it divides the key-value heads"
             )
-        swapping = max(swapping, sizes[0])
-    local_groups = options["num_query_groups"] // tp
+        swapping = max(swapping, factors[0])
+    local_groups = options["num_query_groups"] // sizes.tensor
     if local_groups % swapping:
         fitting = max(size for size in range(1, local_groups + 1) if local_groups % size == 0 and cp % size == 0)
         raise UserError(
-            f"--cp-comm-type {' '.join(args.cp_comm_type)} swaps tokens for heads among {swapping} ranks, and of the "
+            f"--cp-comm-type {' '.join(sizes.cp_comm_type)} swaps tokens for heads among {swapping} ranks, and of the "
             f"{options['num_query_groups']} key-value heads a tensor-parallel rank has {local_groups}, which do not "
             f"divide; at most {fitting} ranks can swap here, while p2p and all_gather work with any number"
         )

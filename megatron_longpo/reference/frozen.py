@@ -3,7 +3,6 @@
 Used before training (score.py) and during it (online.py). Letters in shapes: K = turns of a conversation.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.exchange import check_exchange
 from megatron_longpo.model.forward import forward_pack, pack, tree_input
+from megatron_longpo.model.parallel_sizes import ParallelSizes
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.model.targets import tree_logps
 
@@ -42,11 +42,8 @@ class FrozenReference:
     """A rank's tokens of a sequence are padded to a multiple of this."""
 
 
-def check_reference_checkpoint(checkpoint: Path, args: argparse.Namespace, option: str) -> None:
-    """A reference can be loaded from ``checkpoint`` (named by ``option``) on the axes of ``args``.
-
-    Args:
-        args: the sizes of the axes, by the names of Megatron's options.
+def check_reference_checkpoint(checkpoint: Path, sizes: ParallelSizes, option: str) -> None:
+    """A reference can be loaded from ``checkpoint`` (named by ``option``) on axes of these sizes.
 
     Raises:
         UserError: it holds no imported weights, or its shape does not divide by the axes.
@@ -57,8 +54,8 @@ def check_reference_checkpoint(checkpoint: Path, args: argparse.Namespace, optio
             f"{option} {checkpoint} is not an imported checkpoint; give the folder that import-hf wrote (export-hf and "
             "import-hf a trained one first)"
         )
-    check_divides(options, args.tensor_model_parallel_size, args.pipeline_model_parallel_size, checkpoint)
-    check_exchange(args, options)
+    check_divides(options, sizes.tensor, sizes.pipeline, checkpoint)
+    check_exchange(sizes, options)
 
 
 def load_frozen(

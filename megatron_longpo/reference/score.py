@@ -39,6 +39,7 @@ from megatron_longpo.journal import Journal  # noqa: E402
 from megatron_longpo.locks import Lock  # noqa: E402
 from megatron_longpo.model.build import TRANSFORMER_IMPLS, check_transformer_impl  # noqa: E402
 from megatron_longpo.model.exchange import CP_COMM_TYPES  # noqa: E402
+from megatron_longpo.model.parallel_sizes import ParallelSizes  # noqa: E402
 from megatron_longpo.reference import journal as journals  # noqa: E402
 from megatron_longpo.reference.cache import ReferenceManifest, default_path, write_cache  # noqa: E402
 from megatron_longpo.reference.frozen import (  # noqa: E402
@@ -148,10 +149,10 @@ def _lock_for_all(folder: Path, output: Path, may_overwrite: bool) -> Lock | Non
 def _check(args: argparse.Namespace, reader: PairReader, identity: Identity) -> None:
     check_tokenizer(f"--data {args.data}", reader.manifest, identity, args.checkpoint)
     check_transformer_impl(args.transformer_impl)
-    check_reference_checkpoint(args.checkpoint, args, "--checkpoint")
-    together = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
-    if (num_ranks := int(os.environ.get("WORLD_SIZE", "1"))) % together:
-        raise UserError(f"{num_ranks} ranks are not a multiple of tensor x pipeline x context = {together}")
+    sizes = ParallelSizes.of(args)
+    check_reference_checkpoint(args.checkpoint, sizes, "--checkpoint")
+    if (num_ranks := int(os.environ.get("WORLD_SIZE", "1"))) % sizes.together:
+        raise UserError(f"{num_ranks} ranks are not a multiple of tensor x pipeline x context = {sizes.together}")
 
 
 def _start_ranks(args: argparse.Namespace) -> None:

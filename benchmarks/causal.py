@@ -1,0 +1,76 @@
+"""The benchmarks' other side: ordinary causal sequences through the same Megatron model, as other trainers run them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from benchmarks.small_mistral import VOCAB_SIZE
+from megatron_longpo.model.attention import TreeParams
+from megatron_longpo.model.forward import HeadContext, _logprob_head
+from megatron_longpo.model.targets import Targets, TreeLogps, tree_logps
+from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
+
+
+class CausalAttention(nn.Module):
+    """Core attention of the two-pass side: one ordinary causal sequence."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        if self.group.size() == 1:
+            out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            out = _RingAttention.apply(q, k, v, TrunkExchange(keys=self.group), q.shape[-1] ** -0.5)
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+
+class _RingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, exchange: TrunkExchange, scale: float) -> Tensor:
+        out, lse = trunk_forward(q, k, v, exchange, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.exchange, ctx.scale = exchange, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *trunk_backward(grad_out, *ctx.saved_tensors, exchange=ctx.exchange, scale=ctx.scale), None, None
+
+
+def sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGroup) -> TreeLogps:
+    """The log-probs of one ordinary sequence: the response is what follows the branch's first token."""
+    padded = len(ids) + -len(ids) % (2 * group.size())
+    rows = torch.arange(len(ids) - 1)
+    num_response = torch.tensor([[len(ids) - 1 - trunk]])
+    segments, in_nll = torch.where(rows >= trunk, 0, 1), torch.ones_like(rows) > 0
+    targets = Targets(rows, ids[1:], segments, in_nll, num_response, len(rows))
+    chunks = torch.arange(padded).chunk(2 * group.size())
+    own = torch.cat((chunks[group.rank()], chunks[-1 - group.rank()])) if group.size() > 1 else torch.arange(padded)
+    targets = targets.on_rank(own, padded).to(torch.cuda.current_device())
+    device = torch.cuda.current_device()
+    tokens = nn.functional.pad(ids, (0, padded - len(ids)))[own].to(device)
+    logp = model(
+        input_ids=tokens[None],
+        position_ids=own[None].to(device),
+        attention_mask=None,
+        packed_seq_params=TreeParams(qkv_format="sbhd", positions_L=own.to(device)),
+        output_processor=_logprob_head,
+        output_processor_context=HeadContext(
+            targets.rows_N, targets.labels_N, VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group()
+        ),
+    )
+    return tree_logps(logp, [targets], group)[0]
+
+
+def set_attention(model: GPTModel, make: Callable[[Any], nn.Module]) -> None:
+    """Give every layer the core attention that ``make`` makes of its own attention module."""
+    for layer in model.decoder.layers:
+        layer.self_attention.core_attention = make(layer.self_attention)
