@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_longpo import options_help, platform
 from megatron_longpo.batches import plan_batches
+from megatron_longpo.console import say
 from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.packing import BatchPlan
@@ -249,7 +250,7 @@ def _choose_load(args: argparse.Namespace, source: Path) -> None:
         and (source / TRACKER_FILE).read_text().strip() == RELEASE
     ):
         if args.rank == 0:
-            print(f"resuming from --save {args.save}, which holds a checkpoint of this run", flush=True)
+            say(f"resuming from --save {args.save}, which holds a checkpoint of this run")
         args.load = args.save
 
 

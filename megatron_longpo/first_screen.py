@@ -12,7 +12,7 @@ from megatron_longpo.reference.options import OnlineSettings
 ARGUMENTS_FILE = "arguments.txt"
 """Beside the checkpoints: every option of Megatron and ours with the value that it has in this run."""
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 def first_screen(args: argparse.Namespace, settings: LongPOSettings) -> str:
@@ -69,7 +69,8 @@ def _memory(args: argparse.Namespace, settings: LongPOSettings) -> str:
     states = 1 if args.longpo_optimizer == "rmsprop" else 2
     main = own / (args.data_parallel_size if args.use_distributed_optimizer else 1)
     stored = own * (2 if half else 4) + own * 4 + main * 4 * (states + (1 if half else 0))
-    return f"about {stored / GIB:.2f} GiB a rank for weights, gradients and optimizer, and activations"
+    size = f"{stored / GIB:.1f} GiB" if stored >= GIB else f"{stored / MIB:.1f} MiB"
+    return f"about {size} a rank for weights, gradients and optimizer, and activations"
 
 
 def _data(settings: LongPOSettings) -> str:

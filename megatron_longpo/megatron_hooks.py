@@ -4,6 +4,7 @@ Each hook is for the rest of the process and names the file and the function tha
 inside the hooks, because platform.py must have prepared the process before.
 """
 
+import queue
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -86,6 +87,19 @@ def before_save(do: Callable[[int, Any], None]) -> None:
         stock(iteration, model, *args, **kwargs)
 
     stock = replace(training, "save_checkpoint_and_time", save_checkpoint_and_time)
+
+
+def collect_written_parts_here() -> None:
+    """Let a checkpoint that is written in this process be reported in it (dist_checkpointing/strategies/
+    filesystem_async.py, get_write_results_queue).
+
+    Megatron hands the list of what was written to a helper process and back, for saving in the background. Such a
+    process first imports Megatron: ten seconds on a slow core at a run's first checkpoint.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    written: queue.Queue[Any] = queue.Queue()
+    replace(filesystem_async, "get_write_results_queue", lambda: written)
 
 
 def after_evaluation(do: Callable[[dict[str, Any]], None]) -> None:

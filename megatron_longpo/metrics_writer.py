@@ -2,15 +2,18 @@
 
 Megatron hands every number of a step to its TensorBoard writer (megatron/training/training.py, ``training_log`` and
 ``evaluate_and_print_results``). MetricsWriter stands there, passes everything on to the real writer if there is one,
-and writes a line when a step or an evaluation is complete. It also prints one, because Megatron's own log line leaves
-out every negative number.
+and writes a line when a step or an evaluation is complete. It also prints one, with speed and time left; Megatron's own
+log line leaves out every negative number.
 """
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TextIO
 
+from megatron_longpo.console import say
 from megatron_longpo.step_metrics import TOKEN_KINDS, Breakdowns, name_of_tokens
 from megatron_longpo.strict_json import is_object
 
@@ -32,24 +35,34 @@ NAMES = (
 orpo's is a difference of log odds). What an objective does not have is left out."""
 
 VALIDATION = " validation"
+_RECENT_STEPS = 20
+"""What the time left is estimated from: lengths vary, and the first step is slow."""
 
 
 class MetricsWriter:
     """Stands in for a SummaryWriter on the last rank."""
 
     def __init__(
-        self, files: Sequence[TextIO], tensorboard: Any | None, wandb: Any | None, clock: Callable[[], float]
+        self,
+        files: Sequence[TextIO],
+        tensorboard: Any | None,
+        wandb: Any | None,
+        clock: Callable[[], float],
+        num_steps: int,
     ) -> None:
         """Args:
         files: to append to (metrics_file.py); with none it only prints.
         tensorboard: the SummaryWriter to pass on to, if any.
         wandb: the module that Megatron logs its own numbers to, if any.
         clock: seconds spent in training steps so far, without evaluation and saving.
+        num_steps: of the whole run.
         """
         self._files, self._tensorboard, self._wandb, self._clock = files, tensorboard, wandb, clock
         self._values: dict[str, float] = {}
         self._breakdowns: Breakdowns = {}
         self._seconds = clock()
+        self._num_steps = num_steps
+        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._evaluated = -1
 
     def __getattr__(self, name: str) -> Any:
@@ -112,10 +125,26 @@ class MetricsWriter:
                 self._tensorboard.add_scalar(name, value, line["step"])
         if self._wandb and broken_down:
             self._wandb.log(broken_down, line["step"])
-        shown = " | ".join(f"{name} {line[name]:.6g}" for name in NAMES if name in line)
-        print(f" {line['split']} step {line['step']} | {shown}", flush=True)
+        say(self._shown(line))
         self._values.clear()
         self._breakdowns = {}
+
+    def _shown(self, line: dict[str, Any]) -> str:
+        """The line of a step on the terminal."""
+        parts = [f"{name.replace('_', ' ')} {line[name]:.5g}" for name in NAMES if name in line and "logp" not in name]
+        if line["split"] == "valid":
+            return " | ".join((f"held out, step {line['step']}", *parts))
+        norm = line["grad_norm"]
+        tokens = sum(number for kind, number in line["num_tokens"].items() if kind != "padding")
+        self._recent.append(line["seconds"])
+        left = round((self._num_steps - line["step"]) * sum(self._recent) / len(self._recent))
+        parts += [
+            f"grad norm {norm:.4g}" if norm is not None else "skipped: the gradient overflowed",
+            f"lr {line['learning_rate']:.4g}",
+            f"{tokens / line['seconds']:,.0f} tokens/s",
+            f"{line['seconds']:.3g} s, {timedelta(seconds=left)} left",
+        ]
+        return " | ".join((f"step {line['step']}/{self._num_steps}", *parts))
 
 
 def _ignored(*_: Any, **__: Any) -> None:

@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from megatron_longpo.arguments import LongPOSettings, parse  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
+from megatron_longpo.console import LOG_FILE, Console, quiet, say  # noqa: E402
 from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
 from megatron_longpo.first_screen import first_screen, write_arguments  # noqa: E402
 from megatron_longpo.hf.folder import TRACKER_FILE, step_of  # noqa: E402
@@ -59,7 +60,8 @@ from megatron_longpo.step_metrics import take_breakdowns  # noqa: E402
 def main() -> int:
     """Train; returns the exit status (2: something the user can fix)."""
     try:
-        _train()
+        with quiet(_VERBOSE) as console:
+            _train(console)
     except (Exception, CheckpointException, SystemExit) as error:
         message = run_errors.explanation(error)
         if message is None:
@@ -71,8 +73,8 @@ def main() -> int:
     return 0
 
 
-def _train() -> None:
-    if not _VERBOSE:
+def _train(console: Console | None) -> None:
+    if console:
         megatron_hooks.drop_list_of_arguments()
     args, settings = parse()
     if _is_finished(args):
@@ -80,8 +82,11 @@ def _train() -> None:
     if args.save and args.rank == 0:
         copy_sidecar(settings.source, Path(args.save), settings.shape.rope, args.max_position_embeddings)
         write_arguments(args)  # fails where nothing can be written
+    if console:
+        keeps = args.save and not args.skip_train and args.rank in (0, args.world_size - 1)  # those that print
+        console.keep_in(Path(args.save) / LOG_FILE if keeps else None)
     if args.rank == 0:
-        print(first_screen(args, settings), flush=True)
+        say(first_screen(args, settings))
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
     _install_hooks(args, settings)
@@ -105,13 +110,15 @@ def _is_finished(args: Namespace) -> bool:
     if step < args.train_iters or step == 0:
         return False
     if args.rank == 0:
-        print(f"nothing left to do: {loaded} holds step {step} of --train-iters {args.train_iters}", flush=True)
+        say(f"nothing left to do: {loaded} holds step {step} of --train-iters {args.train_iters}")
     return True
 
 
 def _install_hooks(args: Namespace, settings: LongPOSettings) -> None:
     if args.skip_train:
         megatron_hooks.report_evaluation()
+    if not args.async_save:
+        megatron_hooks.collect_written_parts_here()
     # What is reported by turn and by length would fill a screen a step in Megatron's log.
     megatron_hooks.around_training_log(_hold_breakdowns, _write_step)
     megatron_hooks.after_evaluation(_hold_breakdowns)
@@ -224,7 +231,11 @@ def _install_writer(metrics: Path | None, resume_step: int) -> None:
             return
         megatron_hooks.put_writer(
             lambda tensorboard: MetricsWriter(
-                _metrics_files(metrics, resume_step), tensorboard, get_wandb_writer(), _training_seconds
+                _metrics_files(metrics, resume_step),
+                tensorboard,
+                get_wandb_writer(),
+                _training_seconds,
+                get_args().train_iters,
             )
         )
 

@@ -17,6 +17,7 @@ PACKAGE = "megatron_longpo"
 EVERYBODYS = {"errors", "files", "journal", "locks", "strict_json", "templates"}
 TRAINING = {
     "train",
+    "console",
     "step",
     "validate_options",
     "arguments",

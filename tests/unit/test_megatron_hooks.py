@@ -17,6 +17,7 @@ from megatron_longpo.errors import UserError
 
 platform.activate(announce=False)
 
+from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
 from megatron.core.optimizer import distrib_optimizer  # noqa: E402
 from megatron.training import global_vars, training  # noqa: E402
 
@@ -27,6 +28,7 @@ HOOKS: list[tuple[Callable[[], None], Any, str]] = [
     (partial(megatron_hooks.around_training_log, dict, int), training, "training_log"),
     (partial(megatron_hooks.after_train_step, dict), training, "train_step"),
     (partial(megatron_hooks.before_save, dict), training, "save_checkpoint_and_time"),
+    (megatron_hooks.collect_written_parts_here, filesystem_async, "get_write_results_queue"),
     (partial(megatron_hooks.after_evaluation, dict), training, "evaluate"),
     (partial(megatron_hooks.count_tokens_of_a_step, lambda: (1.0, 1.0)), training, "consume_seqlen_stats_in_iteration"),
     (partial(megatron_hooks.wrap_schedules, dict), training, "get_forward_backward_func"),
