@@ -3,6 +3,7 @@
 python -m benchmarks.quickstart
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from benchmarks.common import write_result
 
 def main() -> None:
     """Fetch the model if need be, run all stages in a fresh folder and write the raw numbers."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     subprocess.run([sys.executable, "-m", "examples.quickstart.fetch_model"], check=True)
     with tempfile.TemporaryDirectory() as work:
         subprocess.run([sys.executable, "-m", "examples.quickstart.run", "--work", work], check=True)

@@ -1,5 +1,6 @@
 """Put the committed results into the pages, between their marks: ``python -m benchmarks.report``."""
 
+import argparse
 import json
 import statistics
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ BEGIN, END = "<!-- benchmarks.report: begin -->\n", "<!-- benchmarks.report: end
 
 def main() -> None:
     """Write the pages; tests/test_repository.py says whether they are up to date."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for page, names in PAGES.items():
         path = ROOT / page
         path.write_text(with_results(path.read_text(encoding="utf-8"), names), encoding="utf-8")

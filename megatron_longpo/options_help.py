@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, NoReturn
 
+from megatron_longpo.console import say
 from megatron_longpo.errors import UserError
 
 
@@ -26,6 +27,7 @@ def prepare(parser: argparse.ArgumentParser, ours: Any) -> None:
         "torchrun ... -m megatron_longpo.train --load DIR --longpo-data PREFIX --global-batch-size N [options]"
     )
     parser.error = _refuse  # type: ignore[method-assign]
+    parser.print_help = lambda *_: say(parser.format_help())  # type: ignore[method-assign]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -3,6 +3,7 @@
 Lengths in pixels. The zigzag split is that of megatron_longpo/model/layout.py.
 """
 
+import argparse
 from pathlib import Path
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pair.svg"
@@ -29,6 +30,7 @@ STYLE = """
 
 def main() -> None:
     """Write the picture; tests/unit/scripts/test_draw_pair.py says whether the committed one is up to date."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PICTURE.write_text(picture(), encoding="utf-8")
 
 

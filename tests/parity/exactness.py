@@ -3,6 +3,7 @@
 python -m tests.parity.exactness
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -52,6 +53,7 @@ Written by `python -m tests.parity.exactness` with torch {torch.__version__} on 
 
 def main() -> None:
     """Measure all cases and write the table; the last row is the worst of each column."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(all_cases(), Path(folder))
     lines = ["| case | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]

@@ -6,6 +6,7 @@ prints them with the seed. Ten cases or more for each layout of at most eight ra
 number drawn at random, that meets the most pairs of values not met before.
 """
 
+import argparse
 import functools
 import itertools
 import random
@@ -117,6 +118,7 @@ def sample() -> list[Case]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"seed {SEED}")
     for case in all_cases():
         print(case.name, case.seed)
