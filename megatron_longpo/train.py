@@ -4,11 +4,9 @@ The loop, the optimizer, checkpoints, logging and signals are Megatron's ``pretr
 for: the model and the datasets; the forward step with its loss is step.py.
 """
 
-import logging
 import sys
 import time
 import traceback
-import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cache, partial
@@ -17,12 +15,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_longpo import megatron_hooks, platform, run_errors
+from megatron_longpo.quiet import quiet_libraries
 
 _VERBOSE = "--longpo-verbose" in sys.argv
-if not _VERBOSE:  # what Megatron says of packages that are absent on purpose, and of each of its parts as it starts
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
-    for name in ("megatron", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+if not _VERBOSE:
+    quiet_libraries()
 
 platform.activate()  # before Megatron is imported, which looks for CUDA as it loads
 

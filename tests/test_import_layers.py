@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_longpo"
 
 # Top-level files and folders of the package. Every one may import itself and EVERYBODYS.
-EVERYBODYS = {"errors", "files", "journal", "locks", "strict_json", "templates"}
+EVERYBODYS = {"errors", "files", "journal", "locks", "quiet", "strict_json", "templates"}
 TRAINING = {
     "train",
     "console",
@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "journal": set(),
     "locks": set(),
+    "quiet": set(),
     "templates": set(),
     "megatron_hooks": set(),
     "platform": {"megatron_hooks"},

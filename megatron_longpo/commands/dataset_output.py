@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_longpo.commands.quiet import quiet_megatron
 from megatron_longpo.data.dataset_files import SUFFIXES, dataset_file, refuse_existing
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.errors import UserError
@@ -97,10 +96,8 @@ def usable_tokenizer(args: argparse.Namespace) -> "PreTrainedTokenizerFast":
 
 def open_writer(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerFast") -> "PairWriter":
     """The writer of the dataset that the options describe; enter it to begin."""
+    from megatron_longpo.data.indexed import PairWriter
     from megatron_longpo.data.tokenizer import tokenizer_fingerprint, vocabulary_size
-
-    with quiet_megatron():
-        from megatron_longpo.data.indexed import PairWriter
 
     return PairWriter(
         args.output,

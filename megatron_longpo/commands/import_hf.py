@@ -4,7 +4,6 @@ import argparse
 import time
 from pathlib import Path
 
-from megatron_longpo.commands.quiet import quiet_megatron
 from megatron_longpo.errors import UserError
 
 DTYPE_CHOICES = ("as-is", "fp32", "bf16", "fp16")
@@ -61,8 +60,8 @@ def check_verify_options(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace, hf: Path, checkpoint: Path, iteration: int | None = None) -> None:
     """See verify.verify_if_asked."""
-    with quiet_megatron():  # slow to import too
-        from megatron_longpo.commands.verify import verify_if_asked
+    from megatron_longpo.commands.verify import verify_if_asked  # slow to import
+
     verify_if_asked(args, hf, checkpoint, iteration)
 
 

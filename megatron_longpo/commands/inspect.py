@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from megatron_longpo.commands.dataset_output import given_template
-from megatron_longpo.commands.quiet import quiet_megatron
 from megatron_longpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,10 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """Print one pair."""
     if args.chat_template and not args.tokenizer:
         raise UserError(f"--chat-template {args.chat_template} says nothing without --tokenizer; give the tokenizer")
-    with quiet_megatron():
-        from megatron_longpo.data.indexed import PairReader
+    from megatron_longpo.data.indexed import PairReader
 
-        reader = PairReader(args.data)
+    reader = PairReader(args.data)
     index = args.index if args.id is None else reader.find(args.id)
     if not 0 <= index < len(reader):
         raise UserError(f"--index {index}: {args.data} has {len(reader)} pairs; give 0 to {len(reader) - 1}")

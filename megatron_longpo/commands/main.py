@@ -7,6 +7,7 @@ from io import TextIOWrapper
 
 from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
+from megatron_longpo.quiet import quiet_libraries
 
 VERBS = {
     "generate": "long documents -> JSONL preference pairs, by the model itself",
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_verb(verb: str, argv: list[str]) -> int:
     """Parse ``argv`` for ``verb`` and run it; ``tools/<verb>.py`` calls this too."""
+    quiet_libraries()
     module = importlib.import_module(f"megatron_longpo.commands.{verb.replace('-', '_')}")
     # An abbreviation could come to mean another option with the next release.
     parser = argparse.ArgumentParser(prog=f"megatron-longpo {verb}", description=VERBS[verb], allow_abbrev=False)

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from megatron_longpo import platform
 from megatron_longpo.errors import UserError
+from megatron_longpo.quiet import quiet_libraries
 
+quiet_libraries()
 platform.activate()  # before Megatron is imported
 
 from megatron.core import parallel_state  # noqa: E402
@@ -87,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: dataset and checkpoint do not fit each other, or the ranks do not fit the model.
     """
+    started = time.monotonic()
     reader, identity = PairReader(args.data), read_identity(args.checkpoint)
     _check(args, reader, identity)
     dtype = DTYPES[args.dtype or ("fp32" if platform.is_cpu() else "bf16")]
@@ -120,6 +123,10 @@ def run(args: argparse.Namespace) -> int:
             done = journals.read_pairs(folder, scored)
             write_cache(output, manifest, [done[index] for index in range(len(reader))])
             journals.remove(folder, lock)
+            print(
+                f"scored {len(reader):,} pairs on their {args.context} contexts, {manifest.dtype}, weights "
+                f"{identity.weights_sha256[:12]} -> {output} in {time.monotonic() - started:.1f} s"
+            )
         dist.barrier()
     finally:
         dist.destroy_process_group()
