@@ -219,7 +219,7 @@ def _whole_evaluation(known: argparse.Namespace, num_valid: int) -> dict[str, in
 
 
 def _num_data_parallel_ranks(args: argparse.Namespace) -> int:
-    """Of the ranks that were started, before Megatron's groups exist."""
+    """Count them by the ranks that were started, before Megatron's groups exist."""
     return max(1, int(os.environ.get("WORLD_SIZE", "1")) // ParallelSizes.of(args).together)
 
 
@@ -272,7 +272,7 @@ def _step_settings(
 
 
 def _sequence_multiple(args: argparse.Namespace) -> int:
-    """Of the tokens of a rank: sequence parallelism cuts them up, and FP8 products take them by sixteens."""
+    """Sequence parallelism cuts the tokens of a rank up, and FP8 products take them by sixteens."""
     parts = args.tensor_model_parallel_size if args.sequence_parallel else 1
     return parts * (16 if args.fp8 else 1)
 

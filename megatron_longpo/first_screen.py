@@ -10,7 +10,7 @@ from megatron_longpo.hf.sidecar import read_identity
 from megatron_longpo.reference.options import OnlineSettings
 
 ARGUMENTS_FILE = "arguments.txt"
-"""Beside the checkpoints: every option of Megatron and ours with the value that it has in this run."""
+"""This file beside the checkpoints holds every option of Megatron and ours with the value that it has in this run."""
 
 MIB, GIB = 2**20, 2**30
 

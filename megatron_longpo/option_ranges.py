@@ -100,7 +100,7 @@ RANGES: dict[str, Range] = {
     "seed": Range(below=2.0**32),  # which numpy's generator takes
     "timing_log_level": Range(below=3),
 }
-"""By the name of the parsed value; a value of None was not given."""
+"""Ranges by the name of the parsed value; a value of None was not given."""
 
 INERT = {
     "data_path": "--data-path (the pairs are --longpo-data)",

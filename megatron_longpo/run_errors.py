@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_longpo.errors import UserError, one_line
 
 STEP_FUNCTIONS = {"train_step", "evaluate"}
-"""Of megatron/training/training.py: in their frames, a step runs."""
+"""Functions of megatron/training/training.py in whose frames a step runs."""
 
 DEFECTS = (TypeError, AttributeError, NameError)
 

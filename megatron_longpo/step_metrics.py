@@ -18,7 +18,7 @@ from megatron_longpo.objective.preferences import Policy, Reference
 from megatron_longpo.objective.terms import Terms
 
 TOKEN_KINDS = ("trunk", "branches", "padding")
-"""Of these the mean per pair is reported."""
+"""Kinds of tokens whose mean per pair is reported."""
 
 BREAKDOWNS = ("by_turn", "by_length")
 

@@ -7,7 +7,7 @@ from typing import Literal
 from megatron_longpo.errors import UserError
 
 _MOST_NAMED = 20
-"""On the terminal; all others are the gaps in the numbers of the kept pairs."""
+"""So many are named on the terminal; all others are the gaps in the numbers of the kept pairs."""
 
 
 def add_bad_rows_option(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ class BadRows:
             self._named.append(str(error))
 
     def print_report(self, verb: str) -> None:
-        """On stderr: how many were left out, and why the first of them."""
+        """Say on stderr how many were left out, and why the first of them."""
         if not self.count:
             return
         rows = "1 bad row" if self.count == 1 else f"{self.count:,} bad rows"

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from megatron_longpo.data.parallel import RenderSettings
 
 MOST_WORKERS = 16
-"""By default: beyond that, reading and writing in one process are the limit."""
+"""The default's limit: beyond that, reading and writing in one process are the limit."""
 BYTES_PER_WORKER = 8 << 20
-"""By default: with less to do, a worker takes longer to start than to work."""
+"""The default's measure: with less to do, a worker takes longer to start than to work."""
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:

@@ -54,12 +54,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def journal_folder(output: Path) -> Path:
-    """Beside the output; one file a shard. It stays when the output is there: every answer in it was paid for."""
+    """The folder beside the output with a file a shard. It stays after the output: every answer in it was paid for."""
     return output.with_name(f"{output.name}.journal")
 
 
 def report_path(output: Path) -> Path:
-    """Beside the output."""
+    """Path of the report beside the output."""
     return output.with_name(f"{output.name}.report.html")
 
 
@@ -103,7 +103,7 @@ def _runner(args: argparse.Namespace, options: EngineOptions) -> tuple[Any, Awai
 
 
 async def _count_contexts(corpus: Corpus, shard: Shard, display: "GenerateDisplay") -> None:
-    """Beside the work, so that the time left is known: it reads the whole corpus once."""
+    """Count them beside the work, so that the time left is known: it reads the whole corpus once."""
     display.total = await asyncio.to_thread(corpus.expected_contexts, shard)
 
 

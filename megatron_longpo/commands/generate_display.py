@@ -134,7 +134,7 @@ class GenerateDisplay:
         return (self._tally.prompt_tokens - prompt_tokens) / seconds, (self._tally.new_tokens - new_tokens) / seconds
 
     def _time_left(self, now: float) -> str:
-        """By the speed of this session: earlier ones may have had another machine."""
+        """Estimate it by the speed of this session: earlier ones may have had another machine."""
         num_done = self._tally.contexts - self._num_before
         if self.total is None or not num_done:
             return "?"

@@ -42,7 +42,7 @@ class EngineOptions:
 
 
 def engine_options(args: argparse.Namespace, settings: Settings) -> EngineOptions:
-    """Of the command line; raises UserError for options that the engine does not have."""
+    """Read them from the command line; raises UserError for options that the engine does not have."""
     _check(args)
     return EngineOptions(
         engine=args.engine,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from megatron_longpo.data.render import Branch, TrunkAndBranches
 
 _SHOWN_TRUNK_TOKENS = 120
-"""At either end of a trunk, unless --full."""
+"""Tokens shown at either end of a trunk, unless --full."""
 _SPAN_STYLES = {"chosen": "bold green", "rejected": "bold red"}
 
 Description = dict[str, Any]

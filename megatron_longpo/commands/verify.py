@@ -35,7 +35,7 @@ from megatron_longpo.reference.frozen import load_model  # noqa: E402
 LARGEST_BY_DEFAULT = 1_000_000_000
 """Parameters; two fp32 copies of the model are in memory."""
 TOLERANCE = 1e-4
-"""Of the largest logit. Right conversions of 30 layers are within 1e-5; a wrong rotary base is at 1e-2 and above."""
+"""Share of the largest logit. Right conversions of 30 layers are within 1e-5, a wrong rotary base is above 1e-2."""
 _NUM_RANDOM, _RANDOM_LENGTH = 3, 64
 _LEAST_TOKENS = 4  # trunk and both branches of at least two
 

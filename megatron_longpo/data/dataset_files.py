@@ -9,7 +9,7 @@ from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.errors import UserError
 
 SUFFIXES = (".manifest.json", ".pairs.jsonl", ".spans.npy", ".idx", ".bin")
-"""Of a dataset's files, in the reverse of the order in which they are renamed into place."""
+"""Suffixes of a dataset's files, in the reverse of the order in which they are renamed into place."""
 _IDX_HEADER = struct.Struct("<9sQBQQ")
 """Magic, version, dtype code, number of sequences, number of documents + 1: mcore 0.19.2 _IndexWriter."""
 

@@ -221,7 +221,7 @@ class PairReader:
         return type(self), (self.prefix,)
 
     def lengths(self, index: int) -> tuple[Lengths, ...]:
-        """Of the long conversation and of the short one of each turn; reads the index only."""
+        """Lengths of the long conversation and of the short one of each turn; reads the index only."""
         start, end = self._sequence_range(index)
         return tuple(Lengths(*map(int, row)) for row in self._sequences.sequence_lengths[start:end].reshape(-1, 3))
 

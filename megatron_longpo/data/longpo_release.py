@@ -156,7 +156,7 @@ def _in_order_of_turns(long: TrunkAndBranches, short: Sequence[TrunkAndBranches]
 
 
 def _response_keys(both: TrunkAndBranches) -> list[tuple[bytes, bytes]]:
-    """Of every turn, what tells its two responses from others."""
+    """What tells the two responses of every turn from others."""
     chosen, rejected = (
         [branch.tokens[start:end].tobytes() for start, end in branch.spans] for branch in (both.chosen, both.rejected)
     )

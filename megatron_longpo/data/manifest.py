@@ -34,11 +34,11 @@ class Manifest:
     fingerprint: str
     """Sha256 (hex) of the content: the bytes of .bin, .idx and .spans.npy, one after the other."""
     tokenizer_fingerprint: str
-    """Of the tokenizer and chat template, see `tokenizer.tokenizer_fingerprint`."""
+    """Fingerprint of tokenizer and chat template, see `tokenizer.tokenizer_fingerprint`."""
     vocab_size: int
     """One more than the largest token id the tokenizer has; no stored token reaches it."""
     dtype: str
-    """Of a stored token: uint16 or int32, by Megatron's rule for the vocabulary size."""
+    """Type of a stored token: uint16 or int32, by Megatron's rule for the vocabulary size."""
     num_pairs: int
     num_turns: int
     num_tokens: dict[str, int]

@@ -70,12 +70,12 @@ class BatchPlan:
     """Such as a PairOrder."""
     tokens: NDArray[np.int64]
     work: NDArray[np.float64]
-    """Of every pair of the dataset: see group_pairs."""
+    """Tokens and work of every pair of the dataset: see group_pairs."""
     global_batch_size: int
     num_ranks: int
     max_tokens: int | None
     multiple: int = 1
-    """Of which the number of micro-batches on a rank must be one: the pipeline's virtual stages ask for it."""
+    """The number of micro-batches on a rank is a multiple of this: the pipeline's virtual stages ask for it."""
 
     def num_microbatches(self, num_steps: int) -> int:
         """The smallest number of micro-batches a rank with which every one of ``num_steps`` steps fits.

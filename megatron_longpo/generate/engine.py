@@ -29,7 +29,7 @@ class Request:
     """Ends with a user's message."""
     sampling: Sampling
     seed: int
-    """Of this request alone, 0 to 2^31-1: an engine that can, draws the same answer from it
+    """Seed of this request alone, 0 to 2^31-1: an engine that can, draws the same answer from it
     whatever else it is doing."""
     context: Context
     """``long``: the whole document stands in it, so it is answered with the policy's RoPE; ``short``: with the model's
@@ -41,7 +41,7 @@ class Completion:
     """The model's answer."""
 
     text: str
-    """Without special tokens."""
+    """Special tokens are left out."""
     finish: FinishReason
     num_prompt_tokens: int
     num_new_tokens: int

@@ -18,13 +18,13 @@ QUESTION_TOKENS = 40
 
 @dataclass(slots=True)
 class Estimate:
-    """Of a whole run, if every list of questions is usable and no chunk has to be replaced."""
+    """What a whole run takes, if every list of questions is usable and no chunk has to be replaced."""
 
     contexts: int = 0
     chunks: int = 0
     requests: int = 0
     prompt_tokens: int = 0
-    """Without the chat template's own; an engine with a prefix cache reads those of a long context once a document."""
+    """The chat template's are not counted; an engine with a prefix cache reads a long context once a document."""
     max_new_tokens: int = 0
     """Answers end earlier, mostly."""
 

@@ -52,7 +52,7 @@ class Candidate:
     rejected: Completion
     domain: str
     num_short_tokens: int
-    """Of the short conversation, prompt and chosen answer."""
+    """Tokens of the short conversation, prompt and chosen answer."""
 
 
 def first_fault(turn: Candidate, settings: Settings, control_token: re.Pattern[str] | None) -> FilterName | None:

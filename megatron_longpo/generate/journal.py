@@ -25,7 +25,7 @@ class Shard:
     """One of the parts that a corpus is divided into; every part has a journal of its own."""
 
     number: int
-    """From 1."""
+    """The first is 1."""
     of: int
 
     def __post_init__(self) -> None:

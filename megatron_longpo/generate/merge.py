@@ -28,7 +28,7 @@ class Tally:
     """What the shards say of themselves, added up."""
 
     sources: Counter[str] = field(default_factory=Counter[str])
-    """Of documents and characters (document_groups.py names them)."""
+    """Counts of documents and characters (document_groups.py names them)."""
     dropped: Counter[str] = field(default_factory=Counter[str])
     """Filter -> turns."""
     contexts: int = 0
@@ -37,7 +37,7 @@ class Tally:
     usable_turns: int = 0
     pairs: int = 0
     turns: int = 0
-    """In the pairs written."""
+    """Turns in the pairs written."""
     requests: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -55,7 +55,7 @@ class _Place:
 
 
 def manifest_path(output: Path) -> Path:
-    """Beside the output: how it was made."""
+    """Path of the file beside the output that says how it was made."""
     return output.with_name(f"{output.name}.manifest.json")
 
 

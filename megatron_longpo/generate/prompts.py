@@ -88,7 +88,7 @@ def instruction_of(question: str, lead_in: str) -> str:
 
 
 def normalised(text: str) -> str:
-    """For comparing: lower case, words only."""
+    """The text for comparing: lower case, words only."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 

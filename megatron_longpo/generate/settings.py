@@ -55,7 +55,7 @@ class Settings:
     max_repetition: float = 0.3
     """Share of an answer's word sequences that stood in it before."""
     max_similarity: float = 0.95
-    """Of chosen and rejected; 1 is equal."""
+    """Similarity of chosen and rejected; 1 is equal."""
     no_filter: tuple[FilterName, ...] = ()
     """Filters that are off."""
 

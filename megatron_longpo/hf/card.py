@@ -28,13 +28,13 @@ class CardFacts:
     """What there is to say of an exported model."""
 
     name: str
-    """Of the folder."""
+    """Name of the folder."""
     config: Mapping[str, Any]
     """``config.json`` as exported."""
     num_steps: int
     """0 for a model that was converted and not trained."""
     stages: Sequence[Stage]
-    """Empty if no recipe is recorded."""
+    """It is empty if no recipe is recorded."""
     metrics: Mapping[str, Mapping[str, Any]]
     """Where measured -> name -> value."""
     source: Mapping[str, Any]

@@ -42,11 +42,11 @@ class Identity:
     tokenizer_fingerprint: str
     """`data.render.tokenizer_fingerprint` of the tokenizer in ``hf/``."""
     num_parameters: int
-    """Without padding; tied embeddings count once."""
+    """Padding is not counted; tied embeddings count once."""
     dtype: str
     """``fp32``, ``bf16``, ``fp16`` or ``mixed``."""
     rope: RopeParameters
-    """Of the imported model; training may use another, the reference never does."""
+    """RoPE of the imported model; training may use another, the reference never does."""
 
 
 def write_identity(directory: Path, identity: Identity) -> None:

@@ -34,7 +34,7 @@ def _is_lfs_pointer(path: Path) -> bool:
 
 
 def _refuse_code(path: Path) -> None:
-    """Of tokenizers and processors too; of models `config.architecture` has refused it, wherever it is read."""
+    """Refuse code of tokenizers and processors; `config.architecture` refuses that of models, wherever it is read."""
     auto_map = read_json_object(path).get("auto_map")
     if auto_map:
         raise UserError(

@@ -116,7 +116,7 @@ class CheckpointWeights:
         self._last: tuple[tuple[str, int], list[Tensor]] | None = None
 
     def names(self) -> list[str]:
-        """In the order of the forward pass: the parts of a joined tensor follow each other."""
+        """All names in the order of the forward pass: the parts of a joined tensor follow each other."""
         return list(self._sources)
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, options: dict[str, Any], rope: RopeParameters, multiple: int) -> "ModelShape":
-        """From hf.config.megatron_options and hf.rope.rope_parameters; the vocabulary padded to that multiple."""
+        """Make it of hf.config.megatron_options and hf.rope.rope_parameters; pad the vocabulary to ``multiple``."""
         vocab_size = int(options["vocab_size"])
         return cls(
             vocab_size=vocab_size,

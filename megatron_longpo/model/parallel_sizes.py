@@ -13,7 +13,7 @@ class ParallelSizes:
     pipeline: int
     context: int
     cp_comm_type: Sequence[str]
-    """Of all layers, or of each."""
+    """One name for all layers, or one for each."""
     hierarchical: Sequence[int] | None
     """The two factors of ``context`` for ``a2a+p2p``."""
 

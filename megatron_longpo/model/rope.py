@@ -9,7 +9,7 @@ from megatron_longpo.model.attention import TreeParams
 
 
 class TreeRotaryEmbedding(nn.Module):
-    """In the place of Megatron's RotaryEmbedding: read at given positions instead of 0, 1, 2, ...
+    """Stands in the place of Megatron's RotaryEmbedding: it is read at given positions instead of 0, 1, 2, ...
 
     GPTModel asks ``get_rotary_seq_len`` for a length and hands what it gets to ``forward``, unread
     (megatron/core/models/gpt/gpt_model.py, ``_preprocess``). For a TreeParams that "length" is the tensor of positions.

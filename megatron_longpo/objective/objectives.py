@@ -81,9 +81,9 @@ class Objective:
     defaults: Mapping[str, float]
     """The coefficients that the objective has, with their defaults."""
     description: str
-    """For a model card: what the training was."""
+    """What the training was, for a model card."""
     tags: tuple[str, ...] = field(default=())
-    """For a model card, besides ``long-context``."""
+    """Tags of a model card, besides ``long-context``."""
 
     def coefficients(self, given: Mapping[str, float | None]) -> Coefficients:
         """Join the user's coefficients (None: not given) with the defaults.
@@ -281,4 +281,4 @@ OBJECTIVES = {
         ),
     )
 }
-"""By name."""
+"""All objectives by their names."""

@@ -30,7 +30,7 @@ class ReferenceManifest:
     weights_sha256: str
     rope: RopeParameters
     dtype: str
-    """In which the reference ran: "float32", "bfloat16" or "float16"."""
+    """Type in which the reference ran: "float32", "bfloat16" or "float16"."""
     context: Context
     """What stood before the answers."""
     format_version: int = FORMAT_VERSION

@@ -36,7 +36,7 @@ class Chunk:
     end: int
     """One behind the last character."""
     num_tokens: int
-    """Of the stretch tokenised alone, without special tokens."""
+    """Tokens of the stretch tokenised alone, without special tokens."""
 
 
 def chunk_text(

@@ -21,10 +21,10 @@ class LongContext:
     text: str
     """A slice of the unit's text."""
     chunks: tuple[Chunk, ...]
-    """Of ``text``, from its first to its last character."""
+    """Chunks of ``text``, from its first to its last character."""
     domain: Domain
     num_tokens: int
-    """Of ``text`` tokenised alone."""
+    """Tokens of ``text`` tokenised alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +33,11 @@ class ContextShape:
 
     num_chunks: int
     min_tokens: int
-    """Of every chunk."""
+    """The least for a chunk."""
     max_tokens: int
-    """Of every chunk."""
+    """The most for a chunk."""
     context_tokens: int
-    """At most, of the whole context."""
+    """The most for the whole context."""
 
     def check(self) -> None:
         """Raises UserError if no context could be like that."""

@@ -29,11 +29,11 @@ class CorpusOptions:
     """Files, folders, globs."""
     text_field: str = "text"
     domain: Domain | None = None
-    """Of all documents; None: found out for each."""
+    """Domain of all documents; None: it is found out for each."""
     short: Short = "join"
     max_duplicate: float = 0.5
     max_contexts: int | None = None
-    """Of a shard, for a trial."""
+    """Limit for a shard, for a trial."""
 
 
 class Corpus:
@@ -121,5 +121,5 @@ class Corpus:
         return read_documents(self._sources, text_field=options.text_field, domain=options.domain, counts=counts)
 
     def _sample(self) -> str:
-        """Of the corpus's beginning, the same in every shard."""
+        """A text from the corpus's beginning, the same in every shard."""
         return corpus_sample(document.text for document in self._documents(Counts()))

@@ -16,7 +16,7 @@ from megatron_longpo.generate.corpus.domains import Domain
 
 Short = Literal["join", "skip"]
 SAMPLE_CHARACTERS = 100_000
-"""Of each source, to learn how many characters a token has."""
+"""So much of each source is tokenised to learn how many characters a token has."""
 JOINED_MARGIN = 1.05
 """Joined documents are collected until they have so many times the tokens that are needed, for the estimate's error."""
 SEPARATOR = "\n\n"

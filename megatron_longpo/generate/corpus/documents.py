@@ -31,11 +31,11 @@ class Counts:
     """What became of the text, for the report; documents and units are those of the whole corpus."""
 
     ignored_files: int = 0
-    """In folders and globs: files of other kinds, broken links, pipes, devices, links to what is read already."""
+    """Files of other kinds in folders and globs, broken links, pipes, devices, links to what is read already."""
     documents: int = 0
     """Documents with text."""
     characters: int = 0
-    """Of those."""
+    """Characters of those documents."""
     empty: int = 0
     """Documents of nothing but white space, left out."""
     duplicate: int = 0
@@ -49,13 +49,13 @@ class Counts:
     units_too_short: int = 0
     """Units of this shard that gave no context."""
     contexts: int = 0
-    """Of this shard."""
+    """Contexts of this shard."""
     characters_cut: int = 0
-    """Of this shard's units: in no context, because too few were left for another."""
+    """Characters of this shard's units in no context, because too few were left for another."""
 
 
 OF_A_SHARD = ("units_too_short", "contexts", "characters_cut")
-"""Of the counts; the others are the same in every shard."""
+"""Counts that differ from shard to shard; the others are the same in every one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class Ruler:
         self._starts = array("I")
         """The first character of every token of the blocks that were read."""
         self._end = 0
-        """Of those blocks, in characters."""
+        """End of those blocks, in characters."""
         self._exact: dict[tuple[int, int], int] = {}
 
     def tokens(self, start: int, end: int) -> int:

@@ -37,9 +37,9 @@ class Patience:
     """How long a server is waited for."""
 
     request_timeout_s: float
-    """For one try, from the connection to the last byte."""
+    """Limit for one try, from the connection to the last byte."""
     retry_for_s: float
-    """From the first failure of a request to the start of its last try."""
+    """Time from the first failure of a request to the start of its last try."""
 
 
 async def ask_until_answered[T](endpoint: str, patience: Patience, attempt: Callable[[], Awaitable[T]]) -> T:

@@ -15,9 +15,9 @@ from megatron_longpo.generate.on_ray.ray_actor import EngineActor, Opened, OpenE
 from megatron_longpo.generate.procedure import Outcome
 
 MAX_DEATHS = 5
-"""Of actors, under one document or one opening: so many are not bad luck."""
+"""Deaths of actors under one document or one opening; so many are not bad luck."""
 CONNECT_S = 20
-"""For the head of a cluster to take a connection."""
+"""Time for the head of a cluster to take a connection."""
 POLL_S = 0.5
 """Between two looks at an actor that is not there yet."""
 CLOSING_S = 30
@@ -62,7 +62,7 @@ class RayEngines:
     """Engines of one kind on a Ray cluster; made by `open_ray_engines`."""
 
     identity: Mapping[str, str]
-    """Of each of them, see `Engine`."""
+    """Identity of each of them, see `Engine`."""
     context_limits: Mapping[Context, int]
 
     def __init__(self, ray: Any, actors: list[Any]) -> None:
@@ -169,7 +169,7 @@ def ray_says(error: object) -> str:
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    """To the cluster, or to a new one of this machine."""
+    """Connect to the cluster, or to a new one of this machine."""
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if "://" in address:
         raise UserError(

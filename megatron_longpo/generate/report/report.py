@@ -22,7 +22,7 @@ from megatron_longpo.templates import render
 _OPENING_CHARACTERS = 240
 _MOST_LISTED = 20
 _NOT_MADE_BY = ("settings", "engine", "counts", "num_shards", "written", "sha256")
-"""Of the manifest: what the other sections show."""
+"""Fields of the manifest that other sections show."""
 
 _CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"}
 """Control characters may not stand in HTML: shown as their pictures."""

@@ -21,13 +21,13 @@ _TEXTS_AT_A_TIME = 1024
 
 @dataclass(slots=True)
 class Lengths:
-    """Of every kind of text, in `unit`; those of turns in the order of the file."""
+    """Lengths of every kind of text, in `unit`; those of turns in the order of the file."""
 
     unit: str
     """``tokens`` or ``characters``."""
     context: list[int] = field(default_factory=list[int])
     short_context: list[int] = field(default_factory=list[int])
-    """Of `num_short_pairs` pairs that were drawn."""
+    """Short contexts of `num_short_pairs` pairs that were drawn."""
     instruction: list[int] = field(default_factory=list[int])
     chosen: list[int] = field(default_factory=list[int])
     rejected: list[int] = field(default_factory=list[int])
@@ -45,7 +45,7 @@ class ShownPair:
 
     pair: Pair
     lengths: list[tuple[int, int, int]]
-    """Of short context, chosen and rejected of every turn."""
+    """Lengths of short context, chosen and rejected of every turn."""
 
 
 def read_report_data(

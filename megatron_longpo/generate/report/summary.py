@@ -22,7 +22,7 @@ class Step:
 
 
 def waterfall(counts: Mapping[str, Any]) -> list[Step]:
-    """From the chunks that were asked about to the turns in the pairs, every drop between them in its order.
+    """List the steps from the chunks that were asked about to the turns in the pairs, with every drop in its order.
 
     Args:
         counts: the manifest's (`merge.Tally`).
