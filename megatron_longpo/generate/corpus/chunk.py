@@ -9,7 +9,6 @@ For 3 and 4 the bounds must be some tokens apart, and 4 holds as far as `Ruler.c
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_longpo.errors import UserError
@@ -37,22 +36,6 @@ class Chunk:
     """One behind the last character."""
     num_tokens: int
     """Tokens of the stretch tokenised alone, without special tokens."""
-
-
-def chunk_text(
-    text: str, domain: Domain, count: TokenCounter, sentences: Sentences, *, min_tokens: int, max_tokens: int
-) -> Iterator[Chunk]:
-    """Yield the chunks of a text.
-
-    Raises:
-        UserError: the bounds are not ``0 < min_tokens <= max_tokens - MIN_ROOM``.
-    """
-    chunker = Chunker(text, domain, count, sentences)
-    start = 0
-    while start < len(text):
-        chunk = chunker.chunk(start, min_tokens=min_tokens, max_tokens=max_tokens)
-        yield chunk
-        start = chunk.end
 
 
 def check_bounds(min_tokens: int, max_tokens: int) -> None:

@@ -1,6 +1,7 @@
 """The invariants of chunk.py, held against the tokenizer run on every chunk and every possible end alone."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.corpus.borders import LEVELS, Borders
-from megatron_longpo.generate.corpus.chunk import chunk_text
+from megatron_longpo.generate.corpus.chunk import Chunk, Chunker
 from megatron_longpo.generate.corpus.sentences import Sentences
+from megatron_longpo.generate.corpus.token_count import TokenCounter
 from tests.unit.generate.counting import tokens_alone
 
 FAMILIES = ("chatml", "mistral")
@@ -28,6 +30,18 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEGATRON_LONGPO_HOME", str(tmp_path_factory.mktemp("home")))
         yield Sentences(lambda: "Dr. Who came. He left. Dr. No stayed. Then he went.\n\n" * 50)
+
+
+def chunk_text(
+    text: str, domain: Any, count: TokenCounter, sentences: Sentences, *, min_tokens: int, max_tokens: int
+) -> Iterator[Chunk]:
+    """All chunks of a text, one after the other, with the same bounds."""
+    chunker = Chunker(text, domain, count, sentences)
+    start = 0
+    while start < len(text):
+        chunk = chunker.chunk(start, min_tokens=min_tokens, max_tokens=max_tokens)
+        yield chunk
+        start = chunk.end
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,10 +76,6 @@ def test_bounds_that_cannot_be_held_are_refused(counters: Any, sentences: Senten
     low, high = bounds
     with pytest.raises(UserError, match=f"chunks of {low} to {high} tokens"):
         list(chunk_text("text", "prose", counters["chatml"][1], sentences, min_tokens=low, max_tokens=high))
-
-
-def test_nothing_is_no_chunk(counters: Any, sentences: Sentences) -> None:
-    assert list(chunk_text("", "prose", counters["chatml"][1], sentences, min_tokens=1, max_tokens=99)) == []
 
 
 @pytest.mark.parametrize(
