@@ -56,6 +56,12 @@ def _sharing_memory(measured: list[dict[str, Any]]) -> tuple[str, str]:
     return what, "; ".join(found)
 
 
+def _sft(measured: list[dict[str, Any]]) -> tuple[str, str]:
+    what = f"`sft`, one branch of {measured[0]['branch']} tokens / Megatron's own causal step, forward and backward"
+    found = (f"trunk {row['trunk']:,}: {row['median_ratio']:.2f}x, FLOPs {row['flops_ratio']:.2f}x" for row in measured)
+    return what, "; ".join(found)
+
+
 def _recompute(measured: dict[str, Any]) -> tuple[str, str]:
     what = "step with full recomputation / with `--longpo-recompute keep-attention`, forward and backward, "
     what += f"trunk {measured['trunk']:,}"
@@ -108,6 +114,7 @@ def _large_dataset(measured: dict[str, Any]) -> tuple[str, str]:
 SENTENCES = {
     "sharing": _sharing,
     "sharing_memory": _sharing_memory,
+    "sft": _sft,
     "recompute": _recompute,
     "logprob_memory": _logprob_memory,
     "quickstart": _quickstart,
