@@ -107,7 +107,7 @@ def _files_of(given: Path) -> list[Path]:
 
 
 def _open(path: Path) -> ArrowFile:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         file = _pyarrow("pyarrow.parquet").ParquetFile(path)
         schema, num_rows = file.schema_arrow, file.metadata.num_rows
     else:
@@ -118,7 +118,7 @@ def _open(path: Path) -> ArrowFile:
 
 
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         # Without pre-buffering, or a whole row group is read at once.
         file = _pyarrow("pyarrow.parquet").ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         return iter(file.iter_batches(batch_size=1, columns=list(columns)))

@@ -30,7 +30,7 @@ from megatron_longpo.data.manifest import FORMAT_VERSION, InputFile, Manifest, c
 from megatron_longpo.data.render import Branch, Lengths, Overlong, RenderedPair, TrunkAndBranches
 from megatron_longpo.data.tokenise import IntArray
 from megatron_longpo.errors import UserError
-from megatron_longpo.files import atomic_file
+from megatron_longpo.files import atomic_file, reading
 
 
 class PairRecord(NamedTuple):
@@ -251,7 +251,8 @@ class PairReader:
                         " again"
                     )
             file.seek(int(self._record_offsets[index]))
-            return PairRecord(**json.loads(file.readline()))
+            with reading(Path(file.name), ValueError, TypeError):
+                return PairRecord(**json.loads(file.readline()))
 
     def find(self, pair_id: str) -> int:
         """The index of the pair with this id; raises UserError if there is none."""

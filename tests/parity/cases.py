@@ -70,6 +70,15 @@ class Case:
         return f"{self.architecture}-{'tied' if self.tied else 'untied'}"
 
     @property
+    def reference_model(self) -> str:
+        """The name of the model that is the online reference.
+
+        Another one than the policy: were they equal, margins and SoLoPO's differences would be 0 and hide errors, and
+        the latter's absolute value would have no gradient.
+        """
+        return f"{self.model}-reference"
+
+    @property
     def problem(self) -> "Case":
         """The same step on one rank, plainly: what the oracle depends on."""
         one_rank = {"tp": 1, "pp": 1, "cp": 1, "dp": 1, "cp_comm_type": "p2p", "sequence_parallel": False}

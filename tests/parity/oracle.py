@@ -24,9 +24,9 @@ class Result:
     gradients: dict[str, torch.Tensor]
 
 
-def random_model(case: Case) -> PreTrainedModel:
+def random_model(case: Case, name: str) -> PreTrainedModel:
     """A small model with every feature of its kind, in fp32; weights large enough that attention is not uniform."""
-    torch.manual_seed(len(case.model))
+    torch.manual_seed(len(name))
     config = AutoConfig.for_model(
         case.architecture,
         vocab_size=VOCAB,
@@ -50,15 +50,18 @@ def random_model(case: Case) -> PreTrainedModel:
     return model
 
 
-def save_model(case: Case, folder: Path) -> None:
-    """Save the case's model as a Hugging Face folder; its tokenizer, which import-hf asks for, is never used."""
-    random_model(case).save_pretrained(folder)
+def save_model(case: Case, name: str, folder: Path) -> None:
+    """Save a model of the case as a Hugging Face folder; its tokenizer, which import-hf asks for, is never used."""
+    random_model(case, name).save_pretrained(folder)
     save_tokenizer(folder)
 
 
 def oracle(case: Case, pairs: list[Sample], dtype: torch.dtype) -> Result:
     """One step on ``pairs`` in ``dtype`` (fp32 or float64)."""
-    model = random_model(case).to(dtype)
+    model = random_model(case, case.model).to(dtype)
+    if case.reference == "online":
+        frozen = random_model(case, case.reference_model).to(dtype)
+        pairs = [_scored(frozen, pair) for pair in pairs]
     rows = [_pair(model, pair, case) for pair in pairs]
     means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
     means["loss"].backward()
@@ -84,19 +87,19 @@ def _terms(model: PreTrainedModel, pair: Sample, objective: str, logps: Any, c: 
     if objective in ("sft", "sft-rejected"):
         return 0.0, {}
     if objective == "sft-constrained":
-        gaps = [a - b for a, b in zip(_turns(logps["chosen"]), _reference(model, pair, "short", "chosen"), strict=True)]
+        gaps = [a - b for a, b in zip(_turns(logps["chosen"]), _reference(pair, "short", "chosen"), strict=True)]
         lengths = [stop - start for start, stop in pair["long"]["chosen_spans"].tolist()]
         constraint = sum(gap**2 / 2 / n for gap, n in zip(gaps, lengths, strict=True)) / len(gaps)
         return c["alpha"] * constraint, {"constraint": constraint}
     if not objective.startswith("solopo"):
-        return _preference(model, pair, objective, logps, c, "long")
+        return _preference(pair, objective, logps, c, "long")
     kind = objective.split("-")[1]
-    added, reports = _preference(model, pair, kind, logps, c, "short")
+    added, reports = _preference(pair, kind, logps, c, "short")
     on_long = _logps(model, pair, "long", "chosen")
     if kind == "dpo":
         long_reference = "short" if objective.endswith("short-reference") else "long"
         short, long = (
-            c["beta"] * (sum(_turns(of)) - sum(_reference(model, pair, read, "chosen")))
+            c["beta"] * (sum(_turns(of)) - sum(_reference(pair, read, "chosen")))
             for of, read in ((logps["chosen"], "short"), (on_long, long_reference))
         )
     elif kind == "simpo":
@@ -108,9 +111,7 @@ def _terms(model: PreTrainedModel, pair: Sample, objective: str, logps: Any, c: 
     return added + c["alpha"] * constraint, reports
 
 
-def _preference(
-    model: PreTrainedModel, pair: Sample, kind: str, logps: Any, c: dict[str, float], context: str
-) -> tuple[Any, dict[str, Any]]:
+def _preference(pair: Sample, kind: str, logps: Any, c: dict[str, float], context: str) -> tuple[Any, dict[str, Any]]:
     """A preference on the log-probs of ``context``: (weighted, reports)."""
 
     def softplus(x: Any) -> Any:
@@ -123,7 +124,7 @@ def _preference(
     else:
         read = "long" if kind == "dpo" and context == "long" else "short"
         gaps = {
-            side: [a - b for a, b in zip(_turns(logps[side]), _reference(model, pair, read, side), strict=True)]
+            side: [a - b for a, b in zip(_turns(logps[side]), _reference(pair, read, side), strict=True)]
             for side in ("chosen", "rejected")
         }
         margins = [a - b for a, b in zip(gaps["chosen"], gaps["rejected"], strict=True)]
@@ -171,7 +172,13 @@ def _logp(model: PreTrainedModel, conversation: Sample, branch: str) -> tuple[to
 
 
 @torch.no_grad()
-def _reference(model: PreTrainedModel, pair: Sample, context: str, side: str) -> list[float]:
-    """Of each turn; online, the reference is the model before its step."""
-    given = pair.get(f"reference_{context}_{side}")
-    return [float(turn) for turn in (_turns(_logps(model, pair, context, side)) if given is None else given)]
+def _scored(frozen: PreTrainedModel, pair: Sample) -> Sample:
+    """The pair with what a reference in memory says of it."""
+    reads = [(context, side) for context in ("short", "long") for side in ("chosen", "rejected")]
+    found = {f"reference_{context}_{side}": _turns(_logps(frozen, pair, context, side)) for context, side in reads}
+    return {**pair, **found}
+
+
+def _reference(pair: Sample, context: str, side: str) -> list[float]:
+    """The reference's log-prob of each turn."""
+    return [float(turn) for turn in pair[f"reference_{context}_{side}"]]

@@ -90,7 +90,7 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
     model.load_state_dict(weights, strict=False)
     schedule = get_forward_backward_func()
     if case.reference == "online":
-        imported = folder / case.model / "imported"
+        imported = folder / case.reference_model / "imported"
         frozen = load_frozen(
             imported,
             dtype=torch.float32,

@@ -46,9 +46,10 @@ def measure(cases: list[Case], folder: Path) -> dict[str, dict[str, float]]:
     """
     by_ranks = defaultdict(list)
     for case in cases:
-        if not (folder / case.model).exists():
-            save_model(case, folder / case.model / "hf")
-            import_hf(folder / case.model / "hf", folder / case.model / "imported")
+        for name in (case.model, *([case.reference_model] if case.reference == "online" else [])):
+            if not (folder / name).exists():
+                save_model(case, name, folder / name / "hf")
+                import_hf(folder / name / "hf", folder / name / "imported")
         by_ranks[case.num_ranks].append(case)
     expected = functools.cache(_oracle)
     measured = {}

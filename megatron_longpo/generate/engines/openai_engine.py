@@ -5,7 +5,6 @@ together, meet in the server's prefix cache.
 """
 
 import asyncio
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from megatron_longpo import strict_json
 from megatron_longpo.data.render import Context
 from megatron_longpo.data.tokenizer import tokenizer_fingerprint
 from megatron_longpo.errors import UserError, import_optional
+from megatron_longpo.files import reading
 from megatron_longpo.generate.engine import Completion, FinishReason, Request
 from megatron_longpo.generate.engines.prompt_length import prompt_tokens, require_room
 from megatron_longpo.generate.engines.retries import BrokenAnswerError, Patience, ask_until_answered
@@ -212,8 +213,9 @@ def _limit(endpoint: str, served: int | None, given: int | None, folder: Path | 
         return min(known)
     config = folder / "config.json" if folder is not None else None
     if config is not None and config.is_file():
-        limit = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
-        if isinstance(limit, int):
+        with reading(config, OSError, ValueError, RecursionError):
+            fields: object = strict_json.loads(config.read_text(encoding="utf-8"))
+        if strict_json.is_object(fields) and isinstance(limit := fields.get("max_position_embeddings"), int):
             return limit
     raise UserError(f"{endpoint}: the server does not say how long its context is; say it with --context-limit")
 

@@ -74,6 +74,7 @@ WRITERS: dict[str, Callable[[Path, Rows], Path]] = {
     "pairs.arrow": write_stream,
     "feather.arrow": write_ipc_file,
     "pairs.parquet": write_parquet,
+    "PAIRS.PARQUET": write_parquet,
     "folder": write_folder,
 }
 

@@ -251,6 +251,13 @@ def test_truncated_records_are_refused(prefix: Path) -> None:
         PairReader(prefix)[0]
 
 
+def test_a_damaged_record_is_named(prefix: Path) -> None:
+    path = prefix.with_name(prefix.name + ".pairs.jsonl")
+    path.write_bytes(path.read_bytes().replace(b"{", b"[", 1))  # as long as before, so opening does not see it
+    with pytest.raises(UserError, match=r"pairs\.jsonl: cannot be read"):
+        PairReader(prefix).record(0)
+
+
 @pytest.mark.parametrize("suffix", [".idx", ".spans.npy", ".bin"])
 def test_files_of_two_builds_are_refused(prefix: Path, suffix: str) -> None:
     write(prefix.with_name("other"), make_pairs(3, [1, 1, 2]))
