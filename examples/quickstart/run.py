@@ -8,7 +8,6 @@ their inputs, their command or the package's source have changed.
 
 import argparse
 import json
-import re
 import shlex
 import signal
 import subprocess
@@ -24,7 +23,6 @@ from examples.quickstart.stages import ROOT, Record, Stage, StageError, run_stag
 
 PAIRS = ROOT / "examples" / "quickstart" / "pairs.jsonl"
 NUM_STEPS = 4
-TRAINING_LINES = re.compile(r"^ ?(train|valid) step |CUDA is not available|error: ")
 TRAINING_OPTIONS = (
     "--split", "80,20,0", "--micro-batch-size", "1", "--global-batch-size", "1", "--optimizer", "adam",
     "--weight-decay", "0", "--clip-grad", "1", "--eval-iters", "2", "--eval-interval", "1000", "--log-interval", "1",
@@ -96,12 +94,12 @@ def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
         Stage(
             name="before", title="evaluate the held-out pairs before training", needs=("score",),
             command=(*train, f"{work / 'before.jsonl'}", *ONLY_EVALUATE), outputs=(work / "before.jsonl",),
-            num_processes=ranks, shows=TRAINING_LINES,
+            num_processes=ranks,
         ),
         Stage(
             name="train", title=f"train: {NUM_STEPS} steps, a pair's context on {ranks} ranks", needs=("score",),
             command=(*train, f"{run / 'metrics.jsonl'}", *RECOMPUTATION, *SCHEDULE, *steps), outputs=(run,),
-            num_processes=ranks, shows=TRAINING_LINES,
+            num_processes=ranks,
         ),
         Stage(
             name="export", title="export-hf: Megatron -> Hugging Face", needs=("train",), outputs=(exported,),

@@ -40,8 +40,6 @@ class Stage:
     """Names of the stages whose outputs it reads."""
     num_processes: int = 1
     """Ranks that share the cores."""
-    shows: re.Pattern[str] | None = None
-    """Lines to pass on to the terminal; everything without it."""
     is_shared: bool = False
     """The outputs lie outside the work folder and the command itself knows whether they are whole: never removed."""
 
@@ -110,7 +108,7 @@ def stage_digest(stage: Stage, records: Mapping[str, Record]) -> str:
 
 
 def _run(stage: Stage, log: Path) -> tuple[int, int]:
-    """Exit status and peak resident bytes; output goes to ``log`` and, as far as it is shown, to the terminal."""
+    """Exit status and peak resident bytes; output goes to ``log`` and to the terminal."""
     process = subprocess.Popen(
         stage.command,
         cwd=ROOT,
@@ -123,11 +121,12 @@ def _run(stage: Stage, log: Path) -> tuple[int, int]:
     assert process.stdout is not None
     try:
         with log.open("wb") as copy:
-            unfinished = b""
             while chunk := os.read(process.stdout.fileno(), 1 << 16):
                 copy.write(chunk)
                 copy.flush()
-                unfinished = _show(unfinished + chunk, stage.shows)
+                # As bytes and at once: a progress bar's carriage returns redraw it here as they do in the child.
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
         _, wait_status, usage = os.wait4(process.pid, 0)
     except BaseException:
         _stop(process)
@@ -150,20 +149,6 @@ def _environment(num_processes: int) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(num_threads),
     }
-
-
-def _show(text: bytes, pattern: re.Pattern[str] | None) -> bytes:
-    """Print what is to be shown; returns the unfinished last line, to be given again with what follows."""
-    if pattern is None:
-        # As bytes and at once: a progress bar's carriage returns redraw it here as they do in the child.
-        sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
-        return b""
-    *lines, unfinished = text.split(b"\n")
-    for line in lines:
-        if pattern.search(line.decode(errors="replace")):
-            print(line.decode(errors="replace"), flush=True)
-    return unfinished
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
