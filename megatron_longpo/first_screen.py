@@ -31,8 +31,7 @@ def first_screen(args: argparse.Namespace, settings: LongPOSettings) -> str:
         "reference": _reference(settings),
         "optimizer": f"{args.longpo_optimizer or args.optimizer}, learning rate {_short(args.lr)} "
         f"({args.lr_decay_style}), weight decay {_short(args.weight_decay)}, clipping at {_short(args.clip_grad)}",
-        "layout": f"{args.world_size} {'rank' if args.world_size == 1 else 'ranks'} ({_device()}): tensor {args.tensor_model_parallel_size}, pipeline "
-        f"{args.pipeline_model_parallel_size}, context {args.context_parallel_size}, data {args.data_parallel_size}",
+        "layout": _layout(args),
         "a step": f"{args.global_batch_size} pairs; {settings.plan_text}",
         "steps": f"{args.train_iters}, {num_samples / len(settings.trees.tokens):.2f} epochs",
         "loads": args.load,
@@ -71,6 +70,14 @@ def _memory(args: argparse.Namespace, settings: LongPOSettings) -> str:
     stored = own * (2 if half else 4) + own * 4 + main * 4 * (states + (1 if half else 0))
     size = f"{stored / GIB:.1f} GiB" if stored >= GIB else f"{stored / MIB:.1f} MiB"
     return f"about {size} a rank for weights, gradients and optimizer; activations come on top"
+
+
+def _layout(args: argparse.Namespace) -> str:
+    return (
+        f"{args.world_size} {'rank' if args.world_size == 1 else 'ranks'} ({_device()}): tensor "
+        f"{args.tensor_model_parallel_size}, pipeline {args.pipeline_model_parallel_size}, context "
+        f"{args.context_parallel_size}, data {args.data_parallel_size}"
+    )
 
 
 def _data(settings: LongPOSettings) -> str:
