@@ -242,21 +242,19 @@ class PairReader:
 
     def record(self, index: int) -> PairRecord:
         """The id, source, number of removed tokens and meta of a pair."""
-        with dataset_file(self.prefix, ".pairs.jsonl").open("rb") as file:
+        path = dataset_file(self.prefix, ".pairs.jsonl")
+        with reading(path, ValueError, TypeError), path.open("rb") as file:
             if self._record_offsets is None:
                 self._record_offsets = np.cumsum([0, *(len(line) for line in file)])
-                if len(self._record_offsets) != len(self) + 1:
-                    raise UserError(
-                        f"{file.name}: {len(self._record_offsets) - 1} lines for {len(self)} pairs; build the dataset"
-                        " again"
-                    )
+                if (num_lines := len(self._record_offsets) - 1) != len(self):
+                    raise UserError(f"{path}: {num_lines} lines for {len(self)} pairs; build the dataset again")
             file.seek(int(self._record_offsets[index]))
-            with reading(Path(file.name), ValueError, TypeError):
-                return PairRecord(**json.loads(file.readline()))
+            return PairRecord(**json.loads(file.readline()))
 
     def find(self, pair_id: str) -> int:
         """The index of the pair with this id; raises UserError if there is none."""
-        with dataset_file(self.prefix, ".pairs.jsonl").open("rb") as file:
+        path = dataset_file(self.prefix, ".pairs.jsonl")
+        with reading(path, ValueError, TypeError, KeyError), path.open("rb") as file:
             for index, line in enumerate(file):
                 if json.loads(line)["id"] == pair_id:
                     return index
