@@ -286,7 +286,7 @@ MUTATIONS = (
         file="megatron_longpo/model/targets.py",
         old="number * num_turns + turn",
         new="number * num_branches + turn",
-        tests=(LAYOUT, STEP + "[two-context-parallel]"),
+        tests=(LAYOUT, STEP + "[two-data-parallel]"),
     ),
     Mutation(
         name="answers-of-a-tree-swapped",
