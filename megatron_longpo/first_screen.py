@@ -7,6 +7,7 @@ from megatron_longpo import __version__, platform
 from megatron_longpo.arguments import LongPOSettings
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.sidecar import read_identity
+from megatron_longpo.hf.training_record import METRICS_FILE
 from megatron_longpo.reference.options import OnlineSettings
 
 ARGUMENTS_FILE = "arguments.txt"
@@ -22,6 +23,7 @@ def first_screen(args: argparse.Namespace, settings: LongPOSettings) -> str:
         args: Megatron's, after validation.
     """
     objective, num_samples = settings.step.objective, args.global_batch_size * args.train_iters
+    num_train = len(settings.trees.tokens) - len(settings.held_out)
     rows = {
         "model": _model(args, settings),
         "memory": _memory(args, settings),
@@ -33,7 +35,9 @@ def first_screen(args: argparse.Namespace, settings: LongPOSettings) -> str:
         f"({args.lr_decay_style}), weight decay {_short(args.weight_decay)}, clipping at {_short(args.clip_grad)}",
         "layout": _layout(args),
         "a step": f"{args.global_batch_size} pairs; {settings.plan_text}",
-        "steps": f"{args.train_iters}, {num_samples / len(settings.trees.tokens):.2f} epochs",
+        "steps": "none, the held-out pairs are evaluated"
+        if args.skip_train
+        else f"{args.train_iters}, {num_samples / num_train:.2f} epochs",
         "loads": args.load,
         "saves": f"{args.save}, every {args.save_interval or args.train_iters} steps" if args.save else "nothing",
         "metrics": ", ".join(_metrics(args)) or "the terminal only",
@@ -106,9 +110,11 @@ def _reference(settings: LongPOSettings) -> str:
 
 
 def _metrics(args: argparse.Namespace) -> list[str]:
-    beside = [f"{args.save}/metrics.jsonl"] if args.save and not args.skip_train else []
-    others = [args.longpo_metrics, args.tensorboard_dir, f"W&B {args.wandb_project}" if args.wandb_project else None]
-    return beside + [str(one) for one in others if one]
+    beside = Path(args.save) / METRICS_FILE if args.save and not args.skip_train else None
+    asked_for = Path(args.longpo_metrics) if args.longpo_metrics else None
+    files = {path.resolve(): path for path in (beside, asked_for) if path}
+    others = [args.tensorboard_dir, f"W&B {args.wandb_project}" if args.wandb_project else None]
+    return [str(one) for one in (*files.values(), *others) if one]
 
 
 def _device() -> str:

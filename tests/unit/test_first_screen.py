@@ -39,6 +39,8 @@ def test_the_screen(tmp_path: Path) -> None:
         tmp_path / "run",
         "--save-interval",
         "1",
+        "--longpo-metrics",
+        tmp_path / "run" / "metrics.jsonl",  # the one beside the checkpoints
     ]
     text, arguments, printed = run_ranks(screen, 1, train_argv(work, *options, "--train-iters", "3"), tmp_path / "run")[
         0
@@ -48,7 +50,8 @@ def test_the_screen(tmp_path: Path) -> None:
     assert "6 pairs, 2 of them held out" in lines["data"]
     assert lines["reference"].endswith("none")
     assert "tensor 1, pipeline 1, context 1, data 1" in lines["layout"]
-    assert str(tmp_path / "run") in lines["saves"] and "metrics.jsonl" in lines["metrics"]
+    assert str(tmp_path / "run") in lines["saves"] and lines["metrics"].count("metrics.jsonl") == 1
+    assert "3.00 epochs" in lines["steps"]  # 3 steps of 4 pairs, and 4 pairs are trained on
     assert "nan" not in text and len(text.splitlines()) <= 20
     assert "longpo_gamma: 0.25\n" in arguments and "train_iters: 3\n" in arguments
     assert "longpo_gamma" not in printed  # Megatron's own list of 800 options
