@@ -20,6 +20,5 @@ def render(package: str, template: str, values: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
     )
     return environment.get_template(template).render(values)

@@ -106,7 +106,7 @@ def model_card(facts: CardFacts) -> str:
         "metrics": list(_metric_rows(list(facts.metrics.values()))),
         "has_chat_template": facts.has_chat_template,
     }
-    return render("megatron_longpo.hf", "card.md.jinja", values)
+    return render("megatron_longpo.hf", "card.md.jinja", values) + "\n"
 
 
 def _last_settings(facts: CardFacts) -> Settings:
