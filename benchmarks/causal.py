@@ -1,23 +1,27 @@
-"""The benchmarks' other side: ordinary causal sequences through the same Megatron model, as other trainers run them."""
+"""The benchmarks' other side: ordinary causal sequences through the same Megatron model, as other trainers run them,
+and what holds two sides against each other."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from benchmarks.common import platform
 from benchmarks.small_mistral import VOCAB_SIZE
-from megatron_longpo.model.attention import TreeParams
+from megatron_longpo.model.attention import TreeAttention, TreeParams
 from megatron_longpo.model.forward import HeadContext, _logprob_head
 from megatron_longpo.model.targets import Targets, TreeLogps, tree_logps
 from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
 
 
 class CausalAttention(nn.Module):
-    """Core attention of the two-pass side: one ordinary causal sequence."""
+    """Core attention of one ordinary causal sequence."""
 
     def __init__(self, group: ProcessGroup) -> None:
         super().__init__()
@@ -70,7 +74,51 @@ def sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGroup
     return tree_logps(logp, [targets], group)[0]
 
 
-def set_attention(model: GPTModel, make: Callable[[Any], nn.Module]) -> None:
-    """Give every layer the core attention that ``make`` makes of its own attention module."""
+def set_tree_attention(model: GPTModel) -> None:
+    """Let the model run trees: the product's side."""
     for layer in model.decoder.layers:
-        layer.self_attention.core_attention = make(layer.self_attention)
+        attention = layer.self_attention
+        attention.core_attention = TreeAttention(model.config, 1, attention.attn_mask_type, "self")
+
+
+def set_causal_attention(model: GPTModel, group: ProcessGroup) -> None:
+    """Let the model run ordinary causal sequences: the other side."""
+    for layer in model.decoder.layers:
+        layer.self_attention.core_attention = CausalAttention(group)
+
+
+def compare(model: GPTModel, sides: dict[str, Callable[[], Tensor]]) -> float:
+    """The largest relative difference of loss and gradients; also the warm-up.
+
+    Raises:
+        RuntimeError: it is above what rounding explains.
+    """
+    found = []
+    for side in sides.values():
+        model.zero_grad()
+        loss = side()
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+        found.append([loss.detach(), *gradients])
+    model.zero_grad()
+    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
+    limit = 1e-4 if platform.is_cpu() else 5e-2  # fp32 sums in another order; bf16 has 8 bits
+    if worst > limit:
+        raise RuntimeError(f"the two sides differ by {worst:.1e}, more than {limit:.0e}: nothing to time")
+    return worst
+
+
+def seconds_in_turn(sides: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
+    """Time forward and backward of all sides in turn; a step is as slow as the slowest rank."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            dist.barrier()
+            start = time.perf_counter()
+            side().backward()
+            torch.cuda.synchronize()
+            dist.barrier()
+            times[name].append(time.perf_counter() - start)
+    return times

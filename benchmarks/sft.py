@@ -14,7 +14,6 @@ square where it is causal).
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +23,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.causal import CausalAttention, set_attention
+from benchmarks.causal import compare, seconds_in_turn, set_causal_attention, set_tree_attention
 from benchmarks.common import on_ranks, write_result
-from benchmarks.sharing import compare
 from benchmarks.small_mistral import VOCAB_SIZE, random_ids, random_mistral, tree
-from megatron_longpo.model.attention import TreeAttention, TreeParams
+from megatron_longpo.model.attention import TreeParams
 from megatron_longpo.model.forward import forward_pack
 from megatron_longpo.model.targets import tree_logps
 
@@ -63,14 +61,7 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
     }
     difference = compare(model, sides)
     flops = {name: count_flops(side) for name, side in sides.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, side in sides.items():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            side().backward()
-            torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
+    times = seconds_in_turn(sides, repeats)
     ratios = [ours / plain for ours, plain in zip(times["sft"], times["causal"], strict=True)]
     return {
         "num_parameters": sum(p.numel() for p in model.parameters()),
@@ -87,7 +78,7 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
 
 def sft(model: GPTModel, trunk: int, branch: int) -> Tensor:
     """The product's: nats per token."""
-    set_attention(model, lambda attention: TreeAttention(model.config, 1, attention.attn_mask_type, "self"))
+    set_tree_attention(model)
     batch = tree(random_ids(trunk, branch), ("chosen",))
     logp = forward_pack(model, batch, VOCAB_SIZE, parallel_state.get_tensor_model_parallel_group())
     (policy,) = tree_logps(logp, batch.targets, parallel_state.get_context_parallel_group())
@@ -96,7 +87,7 @@ def sft(model: GPTModel, trunk: int, branch: int) -> Tensor:
 
 def causal(model: GPTModel, trunk: int, branch: int) -> Tensor:
     """Megatron's own: nats per token."""
-    set_attention(model, lambda _: CausalAttention(parallel_state.get_context_parallel_group()))
+    set_causal_attention(model, parallel_state.get_context_parallel_group())
     trunk_T, chosen_B, _ = random_ids(trunk, branch)
     ids_S = torch.cat((trunk_T, chosen_B)).to(torch.cuda.current_device())
     positions_S = torch.arange(len(ids_S), device=ids_S.device)

@@ -10,21 +10,24 @@ anything is timed, loss and gradients of both must agree. The time of a step is 
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from benchmarks.causal import CausalAttention, sequence_logps, set_attention
-from benchmarks.common import on_ranks, platform, write_result
+from benchmarks.causal import (
+    compare,
+    seconds_in_turn,
+    sequence_logps,
+    set_causal_attention,
+    set_tree_attention,
+)
+from benchmarks.common import on_ranks, write_result
 from benchmarks.small_mistral import loss_of, random_ids, random_mistral, random_pair, shared_pass
-from megatron_longpo.model.attention import TreeAttention
 
 
 def main() -> None:
@@ -58,15 +61,7 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
         "shared": lambda: shared(model, trunk, branch),
     }
     difference = compare(model, sides)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, side in sides.items():
-            dist.barrier()
-            start = time.perf_counter()
-            side().backward()
-            torch.cuda.synchronize()
-            dist.barrier()
-            times[name].append(time.perf_counter() - start)
+    times = seconds_in_turn(sides, repeats)
     ratios = [two / one for two, one in zip(times["two_passes"], times["shared"], strict=True)]
     return {
         "num_parameters": sum(p.numel() for p in model.parameters()),
@@ -82,39 +77,16 @@ def measure(trunk: int, branch: int, repeats: int) -> dict[str, Any]:
 
 def shared(model: GPTModel, trunk: int, branch: int) -> Tensor:
     """The product's loss."""
-    set_attention(model, lambda attention: TreeAttention(model.config, 1, attention.attn_mask_type, "self"))
+    set_tree_attention(model)
     return shared_pass(model, random_pair(trunk, branch))
 
 
 def two_passes(model: GPTModel, trunk: int, branch: int, group: ProcessGroup) -> Tensor:
     """The same loss from two full sequences."""
-    set_attention(model, lambda _: CausalAttention(group))
+    set_causal_attention(model, group)
     trunk_T, *branches = random_ids(trunk, branch)
     chosen, rejected = (sequence_logps(model, torch.cat((trunk_T, ids)), trunk, group) for ids in branches)
     return loss_of(chosen.logp_BK[0], rejected.logp_BK[0], chosen.nll / chosen.num_in_nll)
-
-
-def compare(model: GPTModel, sides: dict[str, Callable[[], Tensor]]) -> float:
-    """The largest relative difference of loss and gradients; also the warm-up.
-
-    Raises:
-        RuntimeError: it is above what rounding explains.
-    """
-    found = []
-    for side in sides.values():
-        model.zero_grad()
-        loss = side()
-        loss.backward()
-        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        for gradient in gradients:
-            dist.all_reduce(gradient)
-        found.append([loss.detach(), *gradients])
-    model.zero_grad()
-    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
-    limit = 1e-4 if platform.is_cpu() else 5e-2  # fp32 sums in another order; bf16 has 8 bits
-    if worst > limit:
-        raise RuntimeError(f"the two sides differ by {worst:.1e}, more than {limit:.0e}: nothing to time")
-    return worst
 
 
 if __name__ == "__main__":
