@@ -60,7 +60,10 @@ class LongPOSettings:
     step: StepSettings
     rmsprop_alpha: float | None
     """None: Megatron's own optimizer."""
+    saves: Path | None
+    """Folder of the checkpoints that training saves; None if it saves none, or takes no step."""
     metrics: Path | None
+    """File of --longpo-metrics."""
     source: Path
     """Folder of the checkpoint that gave the model's shape."""
 
@@ -91,18 +94,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     check_tokenizer("the dataset", reader.manifest, read_identity(source), source)
     objective = OBJECTIVES[args.longpo_objective]
     coefficients = objective.coefficients({name: getattr(args, f"longpo_{name}") for name in OPTIONS})
-    reference = open_reference(
-        ReferenceOptions(
-            Path(args.longpo_data),
-            args.longpo_reference,
-            args.longpo_online_reference,
-            args.longpo_reference_checkpoint,
-        ),
-        objective,
-        reader.manifest,
-        source,
-        ParallelSizes.of(args),
-    )
+    reference = open_reference(ReferenceOptions.of(args), objective, reader.manifest, source, ParallelSizes.of(args))
     if isinstance(reference, OnlineSettings):
         identity = read_identity(reference.checkpoint)
         check_tokenizer("the dataset", reader.manifest, identity, reference.checkpoint)
@@ -110,16 +102,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     trees = tree_lengths(reader, objective.reads)
     train, held_out, _ = split_pairs(len(reader), args.split)
     order = PairOrder(train, args.seed)
-    plan, args.micro_batch_size, plan_text = plan_batches(
-        order,
-        trees,
-        vars(args),
-        global_batch_size=args.global_batch_size,
-        num_steps=args.train_iters or args.train_samples // args.global_batch_size,
-        max_tokens=args.longpo_tokens_per_microbatch,
-        num_ranks=_num_data_parallel_ranks(args),
-        multiple=_microbatch_multiple(args),
-    )
+    plan, args.micro_batch_size, plan_text = _plan(args, order, trees)
     validate_args(args)
     check_resumed_optimizer(args)
     set_global_variables(args)
@@ -134,6 +117,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
         shape=_model_shape(args, rope),
         step=_step_settings(args, objective, coefficients, reader),
         rmsprop_alpha=args.longpo_rmsprop_alpha,
+        saves=Path(args.save) if args.save and not args.skip_train else None,
         metrics=Path(args.longpo_metrics) if args.longpo_metrics else None,
         source=source,
     )
@@ -216,6 +200,19 @@ def _whole_evaluation(known: argparse.Namespace, num_valid: int) -> dict[str, in
         return {"eval_iters": 0}
     batch = known.eval_global_batch_size or _num_data_parallel_ranks(known) * _microbatch_multiple(known)
     return {"eval_global_batch_size": batch, "eval_iters": -(-num_valid // batch)}
+
+
+def _plan(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> tuple[BatchPlan, int, str]:
+    return plan_batches(
+        order,
+        trees,
+        vars(args),
+        global_batch_size=args.global_batch_size,
+        num_steps=args.train_iters or args.train_samples // args.global_batch_size,
+        max_tokens=args.longpo_tokens_per_microbatch,
+        num_ranks=_num_data_parallel_ranks(args),
+        multiple=_microbatch_multiple(args),
+    )
 
 
 def _num_data_parallel_ranks(args: argparse.Namespace) -> int:

@@ -61,7 +61,8 @@ class Console:
 
     def close(self) -> None:
         """Write the rest."""
-        self.write("\n" if self._unfinished else "")
+        if self._unfinished:
+            self.write("\n")
         if self._log is not None:
             self._log.close()
 

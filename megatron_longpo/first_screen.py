@@ -8,6 +8,7 @@ from megatron_longpo.arguments import LongPOSettings
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.sidecar import read_identity
 from megatron_longpo.hf.training_record import METRICS_FILE
+from megatron_longpo.metrics_file import metrics_paths
 from megatron_longpo.reference.options import OnlineSettings
 
 ARGUMENTS_FILE = "arguments.txt"
@@ -40,7 +41,7 @@ def first_screen(args: argparse.Namespace, settings: LongPOSettings) -> str:
         else f"{args.train_iters}, {num_samples / num_train:.2f} epochs",
         "loads": args.load,
         "saves": f"{args.save}, every {args.save_interval or args.train_iters} steps" if args.save else "nothing",
-        "metrics": ", ".join(_metrics(args)) or "the terminal only",
+        "metrics": ", ".join(_metrics(args, settings)) or "the terminal only",
     }
     width = max(map(len, rows))
     lines = [f"  {name:<{width}}  {text}" for name, text in rows.items() if text]
@@ -109,12 +110,10 @@ def _reference(settings: LongPOSettings) -> str:
     return f"{files}, which read the {contexts} context"
 
 
-def _metrics(args: argparse.Namespace) -> list[str]:
-    beside = Path(args.save) / METRICS_FILE if args.save and not args.skip_train else None
-    asked_for = Path(args.longpo_metrics) if args.longpo_metrics else None
-    files = {path.resolve(): path for path in (beside, asked_for) if path}
+def _metrics(args: argparse.Namespace, settings: LongPOSettings) -> list[str]:
+    files = metrics_paths(settings.saves and settings.saves / METRICS_FILE, settings.metrics).values()
     others = [args.tensorboard_dir, f"W&B {args.wandb_project}" if args.wandb_project else None]
-    return [str(one) for one in (*files.values(), *others) if one]
+    return [str(one) for one in (*files, *others) if one]
 
 
 def _device() -> str:

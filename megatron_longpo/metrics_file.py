@@ -27,9 +27,8 @@ def open_metrics(beside: Path | None, asked_for: Path | None, resume_step: int, 
         UserError: a file is of something else, or holds the metrics of another run.
     """
     own = set(_lines(beside)) if beside else set[str]()
-    paths = {path.resolve(): path for path in (beside, asked_for) if path}
     found: list[TextIO] = []
-    for path, name in paths.items():
+    for path, name in metrics_paths(beside, asked_for).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and not evaluates_only:
             _drop_later_steps(path, name, resume_step, None if name == beside else own)
@@ -40,6 +39,11 @@ def open_metrics(beside: Path | None, asked_for: Path | None, resume_step: int, 
         except OSError as error:
             raise UserError(f"--longpo-metrics {name}: cannot be opened ({one_line(error)}); choose another") from error
     return found
+
+
+def metrics_paths(beside: Path | None, asked_for: Path | None) -> dict[Path, Path]:
+    """The files of `open_metrics`, each once: where it really lies -> the name it was given."""
+    return {path.resolve(): path for path in (beside, asked_for) if path}
 
 
 def check_metrics_file(path: Path) -> None:

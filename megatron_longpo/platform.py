@@ -39,6 +39,7 @@ def activate(announce: bool = True) -> bool:
         return True
     if torch.cuda.is_available():
         return False
+    # Megatron saves in the background with the help of child processes, which load this module once more.
     if announce and os.environ.get("RANK", "0") == "0" and parent_process() is None:
         print("CUDA is not available: running Megatron on CPU tensors and gloo", file=sys.stderr, flush=True)
     # torch.compile gains nothing here and costs minutes; jit_fuser (megatron/core/jit.py) would call it.

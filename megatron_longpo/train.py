@@ -80,8 +80,8 @@ def _train(console: Console | None) -> None:
         copy_sidecar(settings.source, Path(args.save), settings.shape.rope, args.max_position_embeddings)
         write_arguments(args)  # fails where nothing can be written
     if console:
-        keeps = args.save and not args.skip_train and args.rank in (0, args.world_size - 1)  # those that print
-        console.keep_in(Path(args.save) / LOG_FILE if keeps else None)
+        prints = args.rank in (0, args.world_size - 1)
+        console.keep_in(settings.saves / LOG_FILE if settings.saves and prints else None)
     if args.rank == 0:
         say(first_screen(args, settings))
     if settings.rmsprop_alpha is not None:
@@ -198,9 +198,9 @@ def _batches(
     goes on from.
     """
     args = get_args()
-    _install_writer(settings.metrics, args.iteration)
-    if args.save and not args.skip_train and args.rank == 0:
-        _write_training_record(settings)
+    _install_writer(settings, args.iteration)
+    if settings.saves and args.rank == 0:
+        _write_training_record(settings, settings.saves)
     rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     cached, reads = settings.reference, settings.step.objective.reads
     if isinstance(cached, OnlineSettings):
@@ -221,14 +221,14 @@ def _batches(
     return train, valid, None
 
 
-def _install_writer(metrics: Path | None, resume_step: int) -> None:
+def _install_writer(settings: LongPOSettings, resume_step: int) -> None:
     """Put a MetricsWriter in the place of Megatron's TensorBoard writer, on the last rank, where it logs."""
     if get_args().rank == get_args().world_size - 1:
         if isinstance(get_tensorboard_writer(), MetricsWriter):  # Megatron asks once for every virtual pipeline stage
             return
         megatron_hooks.put_writer(
             lambda tensorboard: MetricsWriter(
-                _metrics_files(metrics, resume_step),
+                _metrics_files(settings, resume_step),
                 tensorboard,
                 get_wandb_writer(),
                 _training_seconds,
@@ -237,20 +237,19 @@ def _install_writer(metrics: Path | None, resume_step: int) -> None:
         )
 
 
-def _metrics_files(asked_for: Path | None, resume_step: int) -> list[TextIO]:
+def _metrics_files(settings: LongPOSettings, resume_step: int) -> list[TextIO]:
     """The one asked for, and one beside the checkpoints that training saves, for their model card."""
-    args = get_args()
-    beside = Path(args.save) / METRICS_FILE if args.save and not args.skip_train else None
-    return open_metrics(beside, asked_for, resume_step, args.skip_train)
+    beside = settings.saves and settings.saves / METRICS_FILE
+    return open_metrics(beside, settings.metrics, resume_step, get_args().skip_train)
 
 
-def _write_training_record(settings: LongPOSettings) -> None:
+def _write_training_record(settings: LongPOSettings, save: Path) -> None:
     args = get_args()
     loaded = Path(args.load)
     if not (loaded / TRACKER_FILE).is_file():  # Megatron's own order
         loaded = Path(args.pretrained_checkpoint)
     loaded_step = args.iteration or step_of(loaded, args.ckpt_step)
-    write_training_record(Path(args.save), loaded, loaded_step, args.iteration, recipe_settings(args, settings))
+    write_training_record(save, loaded, loaded_step, args.iteration, recipe_settings(args, settings))
 
 
 def _training_seconds() -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.data.render import Context
@@ -24,6 +25,16 @@ class ReferenceOptions:
     files: Sequence[str] | None
     online: bool
     checkpoint: str | None
+
+    @classmethod
+    def of(cls, options: Any) -> Self:
+        """Take them from parsed options."""
+        return cls(
+            data=Path(options.longpo_data),
+            files=options.longpo_reference,
+            online=options.longpo_online_reference,
+            checkpoint=options.longpo_reference_checkpoint,
+        )
 
 
 @dataclass(frozen=True, slots=True)
