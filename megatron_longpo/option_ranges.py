@@ -81,6 +81,8 @@ RANGES: dict[str, Range] = {
             "lr_warmup_init",
             "lr",
             "min_lr",
+            "decoupled_lr",
+            "decoupled_min_lr",
             "weight_decay",
             "start_weight_decay",
             "end_weight_decay",

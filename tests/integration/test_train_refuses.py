@@ -118,6 +118,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--lr-warmup-fraction", "0.1", "--lr-warmup-iters", "1"], "remove one"),
     (["--min-lr", "1"], "--min-lr 1 is above --lr 0.001"),
     (["--lr", "-1"], "--lr -1 must be at least 0"),
+    (["--decoupled-lr", "-1"], "--decoupled-lr -1 must be at least 0"),
     (["--train-iters", "0"], "--train-iters 0 must be at least 1"),
     (["--train-iters", "-1"], "--train-iters -1 must be at least 1"),
     (["--global-batch-size", "-2"], "--global-batch-size -2 must be at least 1"),
