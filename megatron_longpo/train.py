@@ -7,7 +7,6 @@ for: the model and the datasets; the forward step with its loss is step.py.
 import sys
 import time
 import traceback
-from argparse import Namespace
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import count
@@ -32,11 +31,13 @@ from megatron.training.arguments import core_transformer_config_from_args  # noq
 from torch import nn  # noqa: E402
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
-from megatron_longpo.arguments import LongPOSettings, parse  # noqa: E402
+from megatron_longpo.arguments.first_screen import first_screen, write_arguments  # noqa: E402
+from megatron_longpo.arguments.parse import parse  # noqa: E402
+from megatron_longpo.arguments.run_settings import recipe_settings  # noqa: E402
+from megatron_longpo.arguments.settings import LongPOSettings  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
 from megatron_longpo.console import LOG_FILE, Console, quiet, say  # noqa: E402
 from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
-from megatron_longpo.first_screen import first_screen, write_arguments  # noqa: E402
 from megatron_longpo.hf.folder import TRACKER_FILE, step_of  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
@@ -49,7 +50,6 @@ from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
 from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
-from megatron_longpo.run_settings import recipe_settings  # noqa: E402
 from megatron_longpo.step import forward_step  # noqa: E402
 from megatron_longpo.step_metrics import take_breakdowns  # noqa: E402
 
@@ -74,7 +74,7 @@ def _train(console: Console | None) -> None:
     if console:
         megatron_hooks.drop_list_of_arguments()
     args, settings = parse()
-    if _is_finished(args):
+    if not (args.skip_train or args.finetune) and _is_finished(Path(args.load), args.ckpt_step, args.train_iters):
         return
     if args.save and args.rank == 0:
         copy_sidecar(settings.source, Path(args.save), settings.shape.rope, args.max_position_embeddings)
@@ -86,7 +86,7 @@ def _train(console: Console | None) -> None:
         say(first_screen(args, settings))
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
-    _install_hooks(args, settings)
+    _install_hooks(settings)
     batches = partial(_batches, settings=settings)
     batches.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
     pretrain(
@@ -98,23 +98,22 @@ def _train(console: Console | None) -> None:
     )
 
 
-def _is_finished(args: Namespace) -> bool:
+def _is_finished(loaded: Path, ckpt_step: int | None, train_iters: int) -> bool:
     """The checkpoint to go on from is the last step's already; says so."""
-    loaded = Path(args.load)
-    if args.skip_train or args.finetune or not (loaded / TRACKER_FILE).is_file():
+    if not (loaded / TRACKER_FILE).is_file():
         return False
-    step = step_of(loaded, args.ckpt_step)
-    if step < args.train_iters or step == 0:
+    step = step_of(loaded, ckpt_step)
+    if step < train_iters or step == 0:
         return False
-    if args.rank == 0:
-        say(f"nothing left to do: {loaded} holds step {step} of --train-iters {args.train_iters}")
+    if get_args().rank == 0:
+        say(f"nothing left to do: {loaded} holds step {step} of --train-iters {train_iters}")
     return True
 
 
-def _install_hooks(args: Namespace, settings: LongPOSettings) -> None:
-    if args.skip_train:
+def _install_hooks(settings: LongPOSettings) -> None:
+    if get_args().skip_train:
         megatron_hooks.report_evaluation()
-    if not args.async_save:
+    if not get_args().async_save:
         megatron_hooks.collect_written_parts_here()
     # What is reported by turn and by length would fill a screen a step in Megatron's log.
     megatron_hooks.around_training_log(_hold_breakdowns, _write_step)

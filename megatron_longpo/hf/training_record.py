@@ -23,7 +23,7 @@ SPLITS = {"train": "training", "valid": "held out"}
 """What the splits of the metrics file are called in a card."""
 
 Settings = dict[str, dict[str, Any]]
-"""Section -> name -> value, all JSON; ``megatron_longpo/run_settings.py`` says which.
+"""Section -> name -> value, all JSON; ``megatron_longpo/arguments/run_settings.py`` says which.
 
 ``method`` says in words what the training was: ``description``, and ``tags`` for the Hub.
 """

@@ -36,7 +36,7 @@ from tqdm import tqdm  # noqa: E402
 from megatron_longpo.data.dataset import conversation_arrays  # noqa: E402
 from megatron_longpo.data.indexed import PairReader  # noqa: E402
 from megatron_longpo.data.render import Context, TrunkAndBranches  # noqa: E402
-from megatron_longpo.hf.sidecar import Identity, check_tokenizer, read_identity  # noqa: E402
+from megatron_longpo.hf.sidecar import check_tokenizer, read_identity  # noqa: E402
 from megatron_longpo.journal import Journal  # noqa: E402
 from megatron_longpo.locks import Lock  # noqa: E402
 from megatron_longpo.model.build import TRANSFORMER_IMPLS, check_transformer_impl  # noqa: E402
@@ -84,53 +84,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score and write the cache.
+    """Score as the parsed options say; returns the exit status."""
+    score_dataset(
+        args.data,
+        args.checkpoint,
+        context=args.context,
+        output=args.output or default_path(args.data, args.context),
+        dtype=DTYPES[args.dtype or ("fp32" if platform.is_cpu() else "bf16")],
+        sizes=ParallelSizes.of(args),
+        sequence_parallel=args.sequence_parallel,
+        transformer_impl=args.transformer_impl,
+        may_overwrite=args.overwrite,
+    )
+    return 0
+
+
+def score_dataset(
+    data: Path,
+    checkpoint: Path,
+    *,
+    context: Context,
+    output: Path,
+    dtype: torch.dtype,
+    sizes: ParallelSizes,
+    sequence_parallel: bool,
+    transformer_impl: str,
+    may_overwrite: bool,
+) -> None:
+    """Score every pair and write the cache.
+
+    Args:
+        data: prefix of the dataset.
+        context: what stands before the answers.
+        output: the cache to write.
+        sizes: of the axes that the ranks of this run are divided among.
+        may_overwrite: replace ``output`` where it is there.
 
     Raises:
         UserError: dataset and checkpoint do not fit each other, or the ranks do not fit the model.
     """
     started = time.monotonic()
-    reader, identity = PairReader(args.data), read_identity(args.checkpoint)
-    _check(args, reader, identity)
-    dtype = DTYPES[args.dtype or ("fp32" if platform.is_cpu() else "bf16")]
+    reader, identity = PairReader(data), read_identity(checkpoint)
+    check_tokenizer(f"--data {data}", reader.manifest, identity, checkpoint)
+    check_transformer_impl(transformer_impl)
+    check_reference_checkpoint(checkpoint, sizes, "--checkpoint")
+    _refuse_existing(output, may_overwrite)
     manifest = ReferenceManifest(
         dataset_fingerprint=reader.manifest.fingerprint,
         weights_sha256=identity.weights_sha256,
         rope=identity.rope,
         dtype=str(dtype).removeprefix("torch."),
-        context=args.context,
+        context=context,
     )
-    output = args.output or default_path(args.data, args.context)
-    _refuse_existing(output, args.overwrite)
-    _start_ranks(args)
+    _start_ranks(sizes)
     try:
         folder = output.with_name(f".{output.name}.journal")
-        lock = _lock_for_all(folder, output, args.overwrite)
+        lock = _lock_for_all(folder, output, may_overwrite)
         reference = load_frozen(
-            args.checkpoint,
+            checkpoint,
             dtype=dtype,
-            sequence_parallel=args.sequence_parallel,
-            cp_comm_type=args.cp_comm_type,
-            transformer_impl=args.transformer_impl,
+            sequence_parallel=sequence_parallel,
+            cp_comm_type=sizes.cp_comm_type,
+            transformer_impl=transformer_impl,
         )
         scored = asdict(manifest)
         done = journals.read_pairs(folder, scored)
         dist.barrier()  # every rank has read the same journals before any of them writes
         with journals.open_journal(folder, scored, dist.get_rank()) as journal:
-            _score_missing(reader, args.context, reference, journal, done)
+            _score_missing(reader, context, reference, journal, done)
         dist.barrier()
         if lock is not None:
             done = journals.read_pairs(folder, scored)
             write_cache(output, manifest, [done[index] for index in range(len(reader))])
             journals.remove(folder, lock)
             print(
-                f"scored {len(reader):,} pairs on their {args.context} contexts, {manifest.dtype}, weights "
+                f"scored {len(reader):,} pairs on their {context} contexts, {manifest.dtype}, weights "
                 f"{identity.weights_sha256[:12]} -> {output} in {time.monotonic() - started:.1f} s"
             )
         dist.barrier()
     finally:
         dist.destroy_process_group()
-    return 0
 
 
 def _refuse_existing(output: Path, may_overwrite: bool) -> None:
@@ -153,17 +186,10 @@ def _lock_for_all(folder: Path, output: Path, may_overwrite: bool) -> Lock | Non
     return lock
 
 
-def _check(args: argparse.Namespace, reader: PairReader, identity: Identity) -> None:
-    check_tokenizer(f"--data {args.data}", reader.manifest, identity, args.checkpoint)
-    check_transformer_impl(args.transformer_impl)
-    sizes = ParallelSizes.of(args)
-    check_reference_checkpoint(args.checkpoint, sizes, "--checkpoint")
+def _start_ranks(sizes: ParallelSizes) -> None:
+    """Join the ranks that torchrun started, or be the only one."""
     if (num_ranks := int(os.environ.get("WORLD_SIZE", "1"))) % sizes.together:
         raise UserError(f"{num_ranks} ranks are not a multiple of tensor x pipeline x context = {sizes.together}")
-
-
-def _start_ranks(args: argparse.Namespace) -> None:
-    """Join the ranks that torchrun started, or be the only one."""
     if not dist.is_initialized():
         backend = "gloo" if platform.is_cpu() else "nccl"
         if "MASTER_ADDR" in os.environ:
@@ -175,10 +201,10 @@ def _start_ranks(args: argparse.Namespace) -> None:
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
-        args.tensor_model_parallel_size,
-        args.pipeline_model_parallel_size,
-        context_parallel_size=args.context_parallel_size,
-        hierarchical_context_parallel_sizes=args.hierarchical_context_parallel_sizes,
+        sizes.tensor,
+        sizes.pipeline,
+        context_parallel_size=sizes.context,
+        hierarchical_context_parallel_sizes=sizes.hierarchical and list(sizes.hierarchical),
     )
     model_parallel_cuda_manual_seed(0)
 

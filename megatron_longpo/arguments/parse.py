@@ -1,71 +1,54 @@
 """Megatron's options plus ours, checked before anything is built.
 
-Megatron's options keep their names and meaning. The model's shape is not repeated on the command line: it is read from
-the checkpoint's own config.json and becomes the parser's defaults.
+Megatron's options keep their names and meaning. This folder and train.py, which drives Megatron, are the only places of
+training that see parsed options; what lies deeper takes plain values.
 """
 
 import argparse
-import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo import options_help, platform
-from megatron_longpo.batches import plan_batches
-from megatron_longpo.console import say
-from megatron_longpo.data.dataset import PairOrder, split_pairs
-from megatron_longpo.data.indexed import PairReader
-from megatron_longpo.data.packing import BatchPlan
-from megatron_longpo.data.trees import TreeLengths, tree_lengths
-from megatron_longpo.errors import UserError
-from megatron_longpo.hf.config import megatron_options
-from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
-from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
-from megatron_longpo.hf.sidecar import check_tokenizer, read_hf_config, read_identity
-from megatron_longpo.longpo_options import add_longpo_options
-from megatron_longpo.model.build import ModelShape
-from megatron_longpo.model.parallel_sizes import ParallelSizes
-from megatron_longpo.model.rope_parameters import RopeParameters
-from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, Objective
-from megatron_longpo.objective.preferences import Coefficients
-from megatron_longpo.option_ranges import check_inert, check_numbers, check_outputs, check_packages, check_schedule
-from megatron_longpo.reference.options import OnlineSettings, ReferenceOptions, References, open_reference
-from megatron_longpo.step import StepSettings
-from megatron_longpo.step_metrics import length_buckets
-from megatron_longpo.validate_options import (
+from megatron_longpo.arguments import options_help
+from megatron_longpo.arguments.defaults import (
+    defaults_of,
+    microbatch_multiple,
+    num_data_parallel_ranks,
+    source_folder,
+)
+from megatron_longpo.arguments.longpo_options import add_longpo_options
+from megatron_longpo.arguments.option_ranges import (
+    check_inert,
+    check_numbers,
+    check_outputs,
+    check_packages,
+    check_schedule,
+)
+from megatron_longpo.arguments.settings import LongPOSettings
+from megatron_longpo.arguments.validate_options import (
     check_lengths,
     check_optimizer,
     check_resumed_optimizer,
     check_shape,
     refuse_unsupported,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LongPOSettings:
-    """Our own options, validated."""
-
-    reader: PairReader
-    reference: References
-    trees: TreeLengths
-    """What the objective reads of the policy, for every pair."""
-    order: PairOrder
-    plan: BatchPlan
-    plan_text: str
-    """What a step is."""
-    held_out: range
-    """Pairs of the validation part."""
-    shape: ModelShape
-    step: StepSettings
-    rmsprop_alpha: float | None
-    """None: Megatron's own optimizer."""
-    saves: Path | None
-    """Folder of the checkpoints that training saves; None if it saves none, or takes no step."""
-    metrics: Path | None
-    """File of --longpo-metrics."""
-    source: Path
-    """Folder of the checkpoint that gave the model's shape."""
+from megatron_longpo.batches import plan_batches
+from megatron_longpo.console import say
+from megatron_longpo.data.dataset import PairOrder, split_pairs
+from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.data.packing import BatchPlan
+from megatron_longpo.data.trees import TreeLengths, tree_lengths
+from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
+from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
+from megatron_longpo.hf.sidecar import check_tokenizer, read_hf_config, read_identity
+from megatron_longpo.model.build import ModelShape
+from megatron_longpo.model.parallel_sizes import ParallelSizes
+from megatron_longpo.model.rope_parameters import RopeParameters
+from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, Objective
+from megatron_longpo.objective.preferences import Coefficients
+from megatron_longpo.reference.options import OnlineSettings, ReferenceOptions, open_reference
+from megatron_longpo.step import StepSettings
+from megatron_longpo.step_metrics import length_buckets
 
 
 def parse() -> tuple[argparse.Namespace, LongPOSettings]:
@@ -86,7 +69,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     check_packages(args)
     check_outputs(args)
     check_optimizer(args)
-    source = _source(args)
+    source = source_folder(args)
     check_shape(args, source)
     rope = _policy_rope(args, source)
     reader = PairReader(Path(args.longpo_data))
@@ -128,78 +111,9 @@ def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> a
     options_help.prepare(parser, add_longpo_options(parser))
     known, _ = parser.parse_known_args()
     check_numbers(known, {name: parser.get_default(name) for name in vars(known)})  # they are computed with next
-    parser.set_defaults(**_defaults(known))
+    parser.set_defaults(**defaults_of(known))
     defaults |= {name: parser.get_default(name) for name in vars(known)}
     return parser
-
-
-def _defaults(known: argparse.Namespace) -> dict[str, Any]:
-    if not known.longpo_data:
-        raise UserError("--longpo-data PREFIX is missing: the dataset that `megatron-longpo build` wrote")
-    manifest = PairReader(Path(known.longpo_data)).manifest
-    options = megatron_options(read_hf_config(_source(known)))
-    # Megatron wants a length that context parallelism divides; pairs are padded to their own (model/layout.py).
-    chunks = 2 * known.context_parallel_size
-    seq_length = manifest.max_length + -manifest.max_length % chunks
-    positions = (int(options["max_position_embeddings"]), seq_length, known.seq_length or 0)
-    defaults: dict[str, Any] = {
-        **options,
-        "max_position_embeddings": max(positions),
-        "seq_length": seq_length,
-        "micro_batch_size": 1,
-        "eval_micro_batch_size": 1,
-        "eval_interval": 100,  # Megatron computes with it even where nothing is held out
-        "split": "100,0,0",
-        "dataloader_type": "external",
-        "transformer_impl": "local",
-        "tokenizer_type": "NullTokenizer",
-        "ckpt_format": "torch_dist",
-        # Megatron's option is a switch for the unit of the mean; scaling.py makes that unit the pair.
-        "calculate_per_token_loss": True,
-        "gradient_accumulation_fusion": False,  # needs Apex or Transformer Engine, like the next
-        "apply_rope_fusion": False,
-        # Every checkpoint can be resumed on another (tp, pp, dp) (megatron/core/optimizer/distrib_optimizer.py).
-        "dist_ckpt_optim_fully_reshardable": True,
-    }
-    num_train, num_valid, num_test = (len(part) for part in split_pairs(manifest.num_pairs, known.split or "100,0,0"))
-    if num_test:
-        raise UserError(
-            f"--split {known.split}: only a validation part can be held out; give two weights, such as 90,10"
-        )
-    if known.longpo_recompute:
-        defaults |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if not known.global_batch_size:
-        raise UserError("--global-batch-size is missing: pairs per optimizer step")
-    if known.train_iters is None and known.train_samples is None:
-        defaults["train_iters"] = _one_epoch(known.global_batch_size, num_train)
-    if known.longpo_optimizer == "rmsprop":
-        defaults |= {"longpo_rmsprop_alpha": 0.99, "weight_decay": 0.0}  # torch's; Megatron's 0.01 is meant for AdamW
-    defaults |= _whole_evaluation(known, num_valid)
-    if platform.is_cpu():
-        defaults |= {
-            "distributed_backend": "gloo",
-            "use_cpu_initialization": True,
-            "num_workers": 0,
-            "masked_softmax_fusion": False,
-            "bias_swiglu_fusion": False,
-        }
-    return defaults
-
-
-def _one_epoch(batch: int, num_train: int) -> int:
-    if batch > num_train:
-        raise UserError(
-            f"--global-batch-size {batch} is more than the {num_train} training pairs of the dataset; lower it"
-        )
-    return num_train // batch
-
-
-def _whole_evaluation(known: argparse.Namespace, num_valid: int) -> dict[str, int]:
-    """Evaluate every held-out pair, one micro-batch a data-parallel rank at a time, unless the user says otherwise."""
-    if num_valid == 0:
-        return {"eval_iters": 0}
-    batch = known.eval_global_batch_size or _num_data_parallel_ranks(known) * _microbatch_multiple(known)
-    return {"eval_global_batch_size": batch, "eval_iters": -(-num_valid // batch)}
 
 
 def _plan(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> tuple[BatchPlan, int, str]:
@@ -210,32 +124,9 @@ def _plan(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> tup
         global_batch_size=args.global_batch_size,
         num_steps=args.train_iters or args.train_samples // args.global_batch_size,
         max_tokens=args.longpo_tokens_per_microbatch,
-        num_ranks=_num_data_parallel_ranks(args),
-        multiple=_microbatch_multiple(args),
+        num_ranks=num_data_parallel_ranks(args),
+        multiple=microbatch_multiple(args),
     )
-
-
-def _num_data_parallel_ranks(args: argparse.Namespace) -> int:
-    """Count them by the ranks that were started, before Megatron's groups exist."""
-    return max(1, int(os.environ.get("WORLD_SIZE", "1")) // ParallelSizes.of(args).together)
-
-
-def _microbatch_multiple(args: argparse.Namespace) -> int:
-    """An interleaved pipeline runs micro-batches in rounds of one a stage (schedules.py,
-    ``forward_backward_pipelining_with_interleaving``)."""
-    virtual = args.num_layers_per_virtual_pipeline_stage or args.num_virtual_stages_per_pipeline_rank
-    return args.pipeline_model_parallel_size if virtual else 1
-
-
-def _source(args: argparse.Namespace) -> Path:
-    """The folder that holds the model's description: the imported checkpoint, or a run being resumed."""
-    for folder in (args.pretrained_checkpoint, args.load):
-        if folder and (Path(folder) / "hf" / "config.json").is_file():
-            return Path(folder)
-    given = args.pretrained_checkpoint or args.load
-    if not given:
-        raise UserError("--load DIR is missing: the checkpoint that `megatron-longpo import-hf` wrote")
-    raise UserError(f"--load {given}: no hf/config.json there; give a folder that `megatron-longpo import-hf` wrote")
 
 
 def _choose_load(args: argparse.Namespace, source: Path) -> None:

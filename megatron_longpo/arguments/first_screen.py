@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from megatron_longpo import __version__, platform
-from megatron_longpo.arguments import LongPOSettings
+from megatron_longpo.arguments.settings import LongPOSettings
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.sidecar import read_identity
 from megatron_longpo.hf.training_record import METRICS_FILE

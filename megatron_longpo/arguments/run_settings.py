@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from megatron_longpo import __version__, platform
-from megatron_longpo.arguments import LongPOSettings
+from megatron_longpo.arguments.settings import LongPOSettings
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.hf.sidecar import read_identity
 from megatron_longpo.hf.training_record import Settings

@@ -17,7 +17,7 @@ def screen(argv: list[str], save: Path) -> tuple[str, str, str]:
     """(the screen, arguments.txt, what was printed besides) of that command line."""
     sys.argv[1:] = argv
     from megatron_longpo import train  # first: it prepares the process for Megatron
-    from megatron_longpo.first_screen import first_screen, write_arguments
+    from megatron_longpo.arguments.first_screen import first_screen, write_arguments
 
     train.megatron_hooks.drop_list_of_arguments()
     with contextlib.redirect_stdout(io.StringIO()) as printed:

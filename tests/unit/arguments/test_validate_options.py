@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_longpo import validate_options
+from megatron_longpo.arguments import validate_options
+from megatron_longpo.arguments.validate_options import check_optimizer
 from megatron_longpo.errors import UserError
-from megatron_longpo.validate_options import check_optimizer
 
 
 def options(**changes: Any) -> Namespace:
