@@ -204,7 +204,7 @@ def _start_ranks(sizes: ParallelSizes) -> None:
         sizes.tensor,
         sizes.pipeline,
         context_parallel_size=sizes.context,
-        hierarchical_context_parallel_sizes=sizes.hierarchical and list(sizes.hierarchical),
+        hierarchical_context_parallel_sizes=list(sizes.hierarchical) if sizes.hierarchical else None,
     )
     model_parallel_cuda_manual_seed(0)
 
