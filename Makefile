@@ -15,10 +15,10 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 8 ? 8 : n)))
 pytest := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest
 sharded := -n $(WORKERS) --dist loadgroup --durations 10
 
-.PHONY: help env lock quickstart test test-all mutations check check-format check-lint check-types check-layers format clean
+.PHONY: help env lock quickstart quickstart-smollm2 test test-all mutations check check-format check-lint check-types check-layers format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: ## make .venv, unless it is there; the other targets do this first
 	@scripts/environment.sh
@@ -29,8 +29,11 @@ lock: env ## pin in requirements.txt what setup.py asks for; OPTIONS=--upgrade r
 	  --generate-hashes --annotation-style line --custom-compile-command 'make lock' --no-build-isolation --quiet \
 	  --python $(python) --output-file requirements.txt $(OPTIONS)
 
-quickstart: env ## train a real small model from committed pairs, on this machine
-	$(python) -m examples.quickstart.run
+quickstart: env ## a small model teaches itself texts of four times its length, on this machine, in minutes
+	$(python) -m examples.smollm2.run
+
+quickstart-smollm2: env ## the whole pipeline on a real small model, from committed pairs
+	$(python) -m examples.smollm2.run
 
 test: env ## all tests but the slow ones
 	$(pytest) $(sharded) -m "not slow"

@@ -92,12 +92,12 @@ def _door(measured: dict[str, Any]) -> tuple[str, str]:
     return f"Hugging Face door, {gigabytes:.1f} GB of bf16 weights in Mistral-7B's shape, {exact}", "; ".join(found)
 
 
-def _quickstart(measured: dict[str, Any]) -> tuple[str, str]:
+def _smollm2(measured: dict[str, Any]) -> tuple[str, str]:
     seconds = sum(stage["seconds"] for stage in measured["stages"].values())
     memory = max(stage["peak_memory_bytes"] for stage in measured["stages"].values()) / 2**30
     nll = measured["held_out"]["nll"]
     found = f"{seconds:.0f} s, {memory:.1f} GiB a process; held-out nll {nll['before']:.3f} to {nll['after']:.3f}"
-    return "quickstart, all stages, model fetched before", found
+    return "SmolLM2 example, all stages, model fetched before", found
 
 
 def _large_dataset(measured: dict[str, Any]) -> tuple[str, str]:
@@ -117,7 +117,7 @@ SENTENCES = {
     "sft": _sft,
     "recompute": _recompute,
     "logprob_memory": _logprob_memory,
-    "quickstart": _quickstart,
+    "smollm2": _smollm2,
     "door": _door,
     "large_dataset": _large_dataset,
 }

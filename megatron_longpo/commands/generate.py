@@ -71,7 +71,7 @@ async def _generate(args: argparse.Namespace, corpus: Corpus, shard: Shard, opti
     print(f"generate: opening {options.endpoint or options.model} ({options.engine})", file=sys.stderr, flush=True)
     run_all, opening = _runner(args, options)
     async with aclosing(await opening) as engine:
-        check_limits(engine.context_limits, settings)
+        check_limits(engine.context_limits, settings, asks=args.questions is None)
         header = {**_header(corpus), "engine": dict(engine.identity)}
         with (
             Journal(journal_folder(args.output), shard, header) as journal,
@@ -113,7 +113,7 @@ async def _dry_run(args: argparse.Namespace, corpus: Corpus, shard: Shard, optio
         raise UserError("--dry-run measures one engine here; leave out --runner ray")
     settings, counts = corpus.settings, Counts()
     async with aclosing(await open_engine(options)) as engine:
-        check_limits(engine.context_limits, settings)
+        check_limits(engine.context_limits, settings, asks=args.questions is None)
         contexts = [context for _, context in corpus.contexts(shard, Counts(), sample_size(engine, settings))]
         whole = await asyncio.to_thread(estimate, (context for _, context in corpus.contexts(shard, counts)), settings)
         print_counts(counts, whole)
@@ -156,6 +156,7 @@ def _open_corpus(args: argparse.Namespace, settings: Settings) -> Corpus:
         short=args.short_documents,
         max_duplicate=args.max_duplicate,
         max_contexts=args.max_contexts,
+        questions=args.questions,
     )
     return Corpus(options, settings, tokenizer)
 

@@ -11,7 +11,7 @@ from megatron_longpo.commands.generate_options import policy_rope_of
 from megatron_longpo.data.render import Context
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Engine
-from megatron_longpo.generate.settings import QUESTION_ROOM, Settings
+from megatron_longpo.generate.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,14 +122,17 @@ async def open_engine(options: EngineOptions) -> Engine:
     )
 
 
-def check_limits(limits: Mapping[Context, int], settings: Settings) -> None:
+def check_limits(limits: Mapping[Context, int], settings: Settings, asks: bool) -> None:
     """Refuse an engine whose context is too small for what it will be asked.
+
+    Args:
+        asks: the model writes the questions.
 
     Raises:
         UserError: which option needs how much, and what the engine has.
     """
-    answer = max(settings.question.max_new_tokens, settings.answer.max_new_tokens)
-    short = settings.max_chunk_tokens + QUESTION_ROOM + answer
+    answer = max(settings.question.max_new_tokens if asks else 0, settings.answer.max_new_tokens)
+    short = settings.max_chunk_tokens + settings.question_room + answer
     if short > limits["short"]:
         raise UserError(
             f"--max-chunk-tokens {settings.max_chunk_tokens} with an instruction and an answer needs a context of "

@@ -22,6 +22,7 @@ PROCEDURE = {
     "max_chunk_tokens": "tokens of a chunk at most",
     "num_questions": "questions asked for at a time, of which one is kept",
     "question_attempts": "lists of questions asked for until one is usable",
+    "question_room": "tokens kept free for a turn's instruction and the chat template around it",
     "max_short_tokens": "a short conversation of this many tokens or more is dropped",
 }
 """Fields of `Settings` that are options of their own, and their help."""
@@ -55,6 +56,12 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder of the model")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSONL file of pairs to make")
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="questions of your own, JSON lines of document, question and evidence, in place of the model's",
+    )
     parser.add_argument(
         "--text-field", default="text", metavar="NAME", help="of JSONL, parquet and Arrow (default: text)"
     )

@@ -30,13 +30,14 @@ class Estimate:
 
     def add(self, context: LongContext, settings: Settings) -> None:
         """Count one long context in."""
-        turns = min(settings.num_turns, len(context.chunks))
+        turns = min(settings.num_turns, len(context.askable()))
+        asks = context.questions is None
         chunk_tokens = sum(chunk.num_tokens for chunk in context.chunks) * turns // max(len(context.chunks), 1)
         self.contexts += 1
         self.chunks += len(context.chunks)
-        self.requests += 3 * turns
-        self.prompt_tokens += 2 * chunk_tokens + turns * (context.num_tokens + 2 * QUESTION_TOKENS)
-        self.max_new_tokens += turns * (settings.question.max_new_tokens + 2 * settings.answer.max_new_tokens)
+        self.requests += (2 + asks) * turns
+        self.prompt_tokens += (1 + asks) * chunk_tokens + turns * (context.num_tokens + 2 * QUESTION_TOKENS)
+        self.max_new_tokens += turns * (asks * settings.question.max_new_tokens + 2 * settings.answer.max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,11 @@ def _manifest(header: Mapping[str, Any], num_shards: int, tally: Tally, output: 
 def _no_pair(tally: Tally) -> str:
     if not tally.contexts:
         return no_context(tally.sources)
+    if not tally.asked and not tally.dropped:
+        return (
+            f"{tally.contexts} long contexts, and no question of --questions is about a chunk of one: `document` must "
+            "be a row's id, FILE or FILE#ROW, and `evidence` must stand in the text as it is written there"
+        )
     most = ", ".join(f"{name}: {count}" for name, count in tally.dropped.most_common(3)) or "none"
     return (
         f"{tally.contexts} long contexts gave {tally.usable_turns} usable turns of {tally.asked} and no pair with "

@@ -1,8 +1,8 @@
 """One long document to one pair: what is asked of the model, in which order, and what is kept (paper, section 3.3).
 
-For every turn: questions about one chunk, one of which is kept; its *chosen* answer from that chunk alone, its
-*rejected* answer from the whole document. Chunks are taken in random order; one that gives no usable turn is replaced
-by the next.
+For every turn: questions about one chunk, by the model or given, one of which is kept; its *chosen* answer from that
+chunk alone, its *rejected* answer from the whole document. Chunks are taken in random order; one that gives no usable
+turn is replaced by the next.
 
 All randomness comes from the settings' seed and the document, and every request has a seed of its own. So the
 procedure, run again with the answers it got before, asks the same again: that is how a journal resumes it.
@@ -98,7 +98,7 @@ async def make_pair(
         batch, order = order[: settings.num_turns - len(turns)], order[settings.num_turns - len(turns) :]
         found = await asyncio.gather(*(work.turn(chunk_number) for chunk_number in batch))
         turns += [turn for turn in found if turn is not None]
-    asked = len(context.chunks) - len(order)
+    asked = len(context.askable()) - len(order)
     pair = work.pair(turns) if len(turns) >= settings.min_turns else None
     return Outcome(pair=pair, asked=asked, dropped=work.dropped, turns=len(turns))
 
@@ -114,18 +114,20 @@ class _Document:
         self.dropped = Counter[str]()
 
     def shuffled_chunks(self) -> list[int]:
-        order = list(range(len(self._context.chunks)))
+        order = self._context.askable()
         self._random("order").shuffle(order)
         return order
 
     async def turn(self, number: int) -> _Turn | None:
         """The turn about chunk ``number``, or None (and counted) if it is not usable."""
-        start, end = self._context.chunks[number].start, self._context.chunks[number].end
-        chunk = self._context.text[start:end].strip()
-        question, fault = await self._question(chunk, number)
-        if question is None:
-            return self._drop(fault)
-        instruction = instruction_of(question, self._random(f"{number} lead-in").choice(LEAD_INS))
+        chunk = self._context.chunk_text(number)
+        if self._context.questions is not None:
+            question = instruction = self._random(f"{number} given").choice(self._context.questions[number])
+        else:
+            question, fault = await self._question(chunk, number)
+            if question is None:
+                return self._drop(fault)
+            instruction = instruction_of(question, self._random(f"{number} lead-in").choice(LEAD_INS))
         sampling = self._settings.answer
         short, long = user_message(chunk, instruction), user_message(self._context.text.strip(), instruction)
         try:

@@ -24,8 +24,6 @@ FilterName = Literal[
 FILTERS: tuple[FilterName, ...] = get_args(FilterName)
 ALWAYS_ON: tuple[FilterName, ...] = ("malformed questions", "control tokens", "thoughts", "broken characters")
 """Without a question there is nothing to answer, and `build` refuses the others or trains on what is no answer."""
-QUESTION_ROOM = 256
-"""Tokens kept free per turn for its instruction and the chat template around it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +47,8 @@ class Settings:
     """Lists of questions asked for until one is usable."""
     question: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.9, max_new_tokens=512))
     answer: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, top_p=1.0, max_new_tokens=1024))
+    question_room: int = 256
+    """Tokens kept free for a turn's instruction and the chat template around it."""
     max_short_tokens: int = 32768
     """A short conversation of this many tokens or more is dropped."""
     min_answer_characters: int = 16
@@ -62,7 +62,7 @@ class Settings:
     @property
     def context_tokens(self) -> int:
         """Tokens of a long context at most: the conversation must have room beside it."""
-        return self.length - self.num_turns * (self.answer.max_new_tokens + QUESTION_ROOM)
+        return self.length - self.num_turns * (self.answer.max_new_tokens + self.question_room)
 
     @property
     def num_chunks(self) -> int:
@@ -71,7 +71,15 @@ class Settings:
 
     def check(self) -> None:
         """Raise UserError for settings that cannot give a pair; the message names the options."""
-        for name in ("length", "num_turns", "min_turns", "min_chunk_tokens", "num_questions", "question_attempts"):
+        for name in (
+            "length",
+            "num_turns",
+            "min_turns",
+            "min_chunk_tokens",
+            "num_questions",
+            "question_attempts",
+            "question_room",
+        ):
             _require(getattr(self, name) >= 1, f"--{_option(name)} {getattr(self, name)}: needs at least 1")
         _require(
             self.min_turns <= self.num_turns,

@@ -25,6 +25,16 @@ class LongContext:
     domain: Domain
     num_tokens: int
     """Tokens of ``text`` tokenised alone."""
+    questions: tuple[tuple[str, ...], ...] | None = None
+    """For every chunk the questions that are given about it; None: the model writes them."""
+
+    def chunk_text(self, number: int) -> str:
+        """A chunk as it is shown, without white space around it."""
+        return self.text[self.chunks[number].start : self.chunks[number].end].strip()
+
+    def askable(self) -> list[int]:
+        """Numbers of the chunks that can be asked about."""
+        return [n for n in range(len(self.chunks)) if self.questions is None or self.questions[n]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

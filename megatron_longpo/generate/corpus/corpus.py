@@ -1,8 +1,9 @@
 """The documents of a run as long contexts, in order: what `run` and `estimate` draw from."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.data.tokenise import codec_of
@@ -12,6 +13,7 @@ from megatron_longpo.generate.corpus.contexts import ContextShape, LongContext, 
 from megatron_longpo.generate.corpus.document_groups import SAMPLE_CHARACTERS, Short, Unit, units
 from megatron_longpo.generate.corpus.documents import Counts, Document, find_sources, read_documents
 from megatron_longpo.generate.corpus.domains import Domain
+from megatron_longpo.generate.corpus.given_questions import GivenQuestions, by_chunk
 from megatron_longpo.generate.corpus.sentences import Sentences, corpus_sample
 from megatron_longpo.generate.corpus.token_count import TokenCounter
 from megatron_longpo.generate.journal import Position, Shard
@@ -34,6 +36,8 @@ class CorpusOptions:
     max_duplicate: float = 0.5
     max_contexts: int | None = None
     """Limit for a shard, for a trial."""
+    questions: Path | None = None
+    """File of given questions (given_questions.py); None: the model writes them."""
 
 
 class Corpus:
@@ -62,12 +66,14 @@ class Corpus:
             context_tokens=settings.context_tokens,
         )
         self._shape.check()
+        self._questions = GivenQuestions(options.questions) if options.questions else None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the contexts beside the settings, for the journal: no path of a machine."""
         options = asdict(self.options)
         del options["paths"], options["max_contexts"]
+        options["questions"] = self._questions and self._questions.sha256
         sizes = {source.name: source.path.stat().st_size for source in self._sources}
         return {**options, "files": sizes}
 
@@ -84,7 +90,7 @@ class Corpus:
         """
         sentences = Sentences(self._sample)
         contexts = (
-            (Position(unit.index, part), context)
+            (Position(unit.index, part), self._with_questions(context, unit, counts))
             for unit in self._units(shard, counts)
             for part, context in enumerate(
                 long_contexts(unit, self._shape, count=self.count, sentences=sentences, counts=counts)
@@ -103,6 +109,14 @@ class Corpus:
             whole, left = divmod(len(unit.text) * ratio, shape.num_chunks * shape.max_tokens)
             num_contexts += int(whole) + (left >= shape.num_chunks * shape.min_tokens)
         return min(num_contexts, self.options.max_contexts or num_contexts)
+
+    def _with_questions(self, context: LongContext, unit: Unit, counts: Counts) -> LongContext:
+        if self._questions is None:
+            return context
+        chunks = [context.chunk_text(number) for number in range(len(context.chunks))]
+        questions = by_chunk(self._questions.about(unit.documents), chunks)
+        counts.questions += sum(map(len, questions))
+        return replace(context, questions=questions)
 
     def _units(self, shard: Shard, counts: Counts) -> Iterator[Unit]:
         counts.ignored_files = self._found.ignored_files

@@ -32,6 +32,8 @@ class Unit:
     domain: Domain
     index: int
     """Number in the whole corpus, from 0; the same in every shard."""
+    documents: tuple[str, ...] = ()
+    """Ids of the documents in it."""
 
 
 @dataclass(slots=True)
@@ -72,7 +74,8 @@ def units(
         counts.units += 1
         if index % num_shards == number:
             text = SEPARATOR.join(document.text for document in members)
-            yield Unit(_unit_id(members), text, members[0].domain, index)
+            ids = tuple(document.id for document in members)
+            yield Unit(_unit_id(members), text, members[0].domain, index, ids)
 
 
 def _groups(

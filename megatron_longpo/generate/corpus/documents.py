@@ -52,9 +52,11 @@ class Counts:
     """Contexts of this shard."""
     characters_cut: int = 0
     """Characters of this shard's units in no context, because too few were left for another."""
+    questions: int = 0
+    """Questions given about this shard's contexts, each with its evidence in one chunk."""
 
 
-OF_A_SHARD = ("units_too_short", "contexts", "characters_cut")
+OF_A_SHARD = ("units_too_short", "contexts", "characters_cut", "questions")
 """Counts that differ from shard to shard; the others are the same in every one."""
 
 

@@ -6,7 +6,7 @@ import pytest
 from megatron_longpo.commands.generate_options import add_arguments, policy_rope_of, settings_of
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.corpus.contexts import ContextShape
-from megatron_longpo.generate.settings import PRESETS, QUESTION_ROOM, Settings, from_preset
+from megatron_longpo.generate.settings import PRESETS, Settings, from_preset
 
 REQUIRED = ["--documents", "d", "--model", "m", "--output", "o"]
 
@@ -29,7 +29,7 @@ def test_presets_make_contexts_that_fill_their_length(preset: str | None) -> Non
     )
     shape.check()
     assert settings.num_chunks * settings.max_chunk_tokens > 0.9 * settings.length
-    conversation = settings.num_turns * (settings.answer.max_new_tokens + QUESTION_ROOM)
+    conversation = settings.num_turns * (settings.answer.max_new_tokens + settings.question_room)
     assert settings.context_tokens + conversation == settings.length
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from examples.quickstart.fetch_model import default_folder, fetch
+from examples.smollm2.fetch_model import default_folder, fetch
 from megatron_longpo.hf import names
 from megatron_longpo.hf.export_hf import export_hf
 from megatron_longpo.hf.import_hf import import_hf

@@ -1,4 +1,4 @@
-"""What the quickstart shows at its end: held-out numbers before and after, seconds and memory, curves."""
+"""What the example shows at its end: held-out numbers before and after, seconds and memory, curves."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from examples.quickstart.stages import Record
+from examples.stages import Finished
 
 SHOWN = (
     ("nll", "nll (nats per token)"),
@@ -38,23 +38,7 @@ def print_quality(console: Console, before: dict[str, Any], after: dict[str, Any
     console.print(table)
 
 
-def print_costs(console: Console, stages: Sequence[tuple[str, Record, bool]]) -> None:
-    """Table of (title, record, done before) of every stage, and the seconds spent in this run."""
-    table = Table("stage", title="Seconds and memory", title_justify="left")
-    for column in ("seconds", "peak memory of its largest process", ""):
-        table.add_column(column, justify="right")
-    for title, record, is_old in stages:
-        memory = f"{record.peak_memory_bytes / 2**30:.2f} GiB"
-        table.add_row(title, f"{record.seconds:.1f}", memory, "done before" if is_old else "")
-    spent = sum(record.seconds for _, record, is_old in stages if not is_old)
-    table.add_section()
-    table.add_row("this run", f"{spent:.1f}", "", "")
-    console.print(table)
-
-
-def write_summary(
-    path: Path, before: dict[str, Any], after: dict[str, Any], stages: Sequence[tuple[str, Record, bool]]
-) -> None:
+def write_summary(path: Path, before: dict[str, Any], after: dict[str, Any], stages: Sequence[Finished]) -> None:
     """Write what the tables show, in full precision: held-out means, seconds and peak bytes of every stage."""
     held_out = {name: {"before": before[name], "after": after[name]} for name, _ in SHOWN}
     costs = {

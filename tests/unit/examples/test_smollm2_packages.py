@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.quickstart.packages import package_files
+from examples.smollm2.packages import package_files
 from megatron_longpo.errors import UserError
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.quickstart.stages import ROOT, Record, Stage, StageError, run_stage
+from examples.stages import ROOT, Record, Stage, StageError, run_stage
 
 MIB = 2**20
 
@@ -88,7 +88,7 @@ def test_a_success_without_its_output_is_a_failure(tmp_path: Path) -> None:
 def in_a_small_process(program: str, work: Path) -> list[str]:
     """The command that runs a stage of ``program`` and prints its peak memory in bytes."""
     runner = (
-        "from pathlib import Path; from examples.quickstart.stages import Stage, run_stage\n"
+        "from pathlib import Path; from examples.stages import Stage, run_stage\n"
         f"stage = Stage(name='s', title='', command=({sys.executable!r}, '-c', {program!r}), outputs=())\n"
         f"print(run_stage(stage, Path({str(work)!r}), {{}})[0].peak_memory_bytes)"
     )

@@ -1,4 +1,4 @@
-"""The committed pairs are what examples/quickstart/README.md says they are, and what `generate` wrote."""
+"""The committed pairs are what examples/smollm2/README.md says they are, and what `generate` wrote."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from examples.quickstart.fetch_model import default_folder
-from examples.quickstart.run import NUM_STEPS, TRAINING_OPTIONS
+from examples.smollm2.fetch_model import default_folder
+from examples.smollm2.run import NUM_STEPS, TRAINING_OPTIONS
 from megatron_longpo.data.pair import Pair, read_pairs
 from megatron_longpo.generate.prompts import LEAD_INS, tells_position
 
-FOLDER = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
+FOLDER = Path(__file__).resolve().parents[3] / "examples" / "smollm2"
 PAIRS = FOLDER / "pairs.jsonl"
 
 
@@ -37,7 +37,7 @@ def test_contexts_and_chunks_are_as_long_as_asked_for(pairs: list[Pair], manifes
     assert (manifest["settings"]["min_chunk_tokens"], manifest["settings"]["max_chunk_tokens"]) == (500, 800)
     folder = default_folder()
     if not (folder / "tokenizer.json").exists():
-        pytest.skip("the quickstart's model has not been fetched: python -m examples.quickstart.fetch_model")
+        pytest.skip("the quickstart's model has not been fetched: python -m examples.smollm2.fetch_model")
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

