@@ -30,7 +30,7 @@ lock: env ## pin in requirements.txt what setup.py asks for; OPTIONS=--upgrade r
 	  --python $(python) --output-file requirements.txt $(OPTIONS)
 
 quickstart: env ## a small model teaches itself texts of four times its length, on this machine, in minutes
-	$(python) -m examples.smollm2.run
+	$(python) -m examples.miniature.run
 
 quickstart-smollm2: env ## the whole pipeline on a real small model, from committed pairs
 	$(python) -m examples.smollm2.run

@@ -2,30 +2,31 @@
 
 ``activate()`` is a documented feature: the quickstart and all tests use it. With CUDA present it changes nothing. Each
 replacement below names what in Megatron-Core 0.19 needs it; those that a GPU needs as well are in megatron_hooks.py.
-What it costs: every torch call of the process passes a ``TorchFunctionMode`` (microseconds each).
 
 Not covered, because nothing in LongPO training needs it: CUDA graphs, fp8, Transformer Engine, NCCL-only features.
 """
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import wraps
 from multiprocessing import parent_process
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 from megatron_longpo.megatron_hooks import replace
 
 _CPU = torch.device("cpu")
-_mode: "_CudaMeansCpu | None" = None
+_is_active = False
 
 
 def is_cpu() -> bool:
     """This process runs Megatron on the CPU: activate() found no CUDA."""
-    return _mode is not None
+    return _is_active
 
 
 def activate(announce: bool = True) -> bool:
@@ -34,8 +35,8 @@ def activate(announce: bool = True) -> bool:
     Returns:
         Whether the process runs on the CPU. A second call changes nothing.
     """
-    global _mode  # noqa: PLW0603  # a process runs on the CPU or not, from its start to its end
-    if _mode is not None:
+    global _is_active  # noqa: PLW0603  # a process runs on the CPU or not, from its start to its end
+    if _is_active:
         return True
     if torch.cuda.is_available():
         return False
@@ -50,21 +51,29 @@ def activate(announce: bool = True) -> bool:
     _patch_cuda_module()
     _patch_tensor_and_module()
     _patch_megatron()
-    _mode = _CudaMeansCpu()
-    _mode.__enter__()
+    _patch_factories()
+    _is_active = True
     return True
 
 
-class _CudaMeansCpu(TorchFunctionMode):
-    """``device='cuda'`` in any torch call means the CPU, e.g. ``torch.tensor(..., device='cuda')`` in training.py."""
+def _patch_factories() -> None:
+    """``device='cuda'`` means the CPU where a tensor is made or moved, e.g. ``torch.tensor(..., device='cuda')`` in
+    training.py. (A TorchFunctionMode would do the same at a third of a small model's step: it sees every operation.)
+    """
+    for function in _device_constructors():  # all that torch.set_default_device knows
+        if getattr(torch, function.__name__, None) is function:
+            setattr(torch, function.__name__, _on_cpu(function))
+    torch.Tensor.to = _on_cpu(torch.Tensor.to)  # type: ignore[method-assign]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+
+def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
         if _is_cuda(kwargs.get("device")):
-            kwargs = {**kwargs, "device": _CPU}
-        if func is torch.Tensor.to and any(map(_is_cuda, args[1:])):
-            args = (args[0], *(_CPU if _is_cuda(a) else a for a in args[1:]))
-        return func(*args, **kwargs)
+            kwargs["device"] = _CPU
+        return function(*(_CPU if _is_cuda(one) else one for one in args), **kwargs)
+
+    return on_cpu
 
 
 def _is_cuda(device: Any) -> bool:
