@@ -111,7 +111,31 @@ def _large_dataset(measured: dict[str, Any]) -> tuple[str, str]:
     return f"{what}: writing, and reading at random", found
 
 
+def _miniature(measured: dict[str, Any]) -> tuple[str, str]:
+    names = {"base": "base", "sft": "SFT", "dpo": "DPO", "longpo": "LongPO"}
+    rows = (
+        f"{title} " + " / ".join(f"{measured['accuracy'][name][exam]['all']:.1%}" for exam in ("1", "4", "8", "skills"))
+        for name, title in names.items()
+    )
+    seconds = sum(stage["seconds"] for stage in measured["stages"].values())
+    what = "a 0.4M-parameter model teaches itself four times its length: right at 1 / 4 / 8 lengths / skills kept"
+    return what, f"{'; '.join(rows)}; all stages {seconds:.0f} s"
+
+
+def _small_model(measured: dict[str, Any]) -> tuple[str, str]:
+    ours, plain = (measured["step_seconds"][side] for side in ("ours", "plain_pytorch"))
+    fixed = {side: 1e3 * seconds for side, seconds in measured["fixed_step_seconds"].items()}
+    found = (
+        f"first step after {min(measured['seconds_to_first_step']):.1f} s; a step of 8 pairs {1e3 * ours['8']:.0f} ms "
+        f"against {1e3 * plain['8']:.0f} ms; of it whatever it holds {fixed['ours']:.1f} against "
+        f"{fixed['plain_pytorch']:.1f} ms"
+    )
+    return "the same model, one thread: training against a plain PyTorch step on two sequences a pair", found
+
+
 SENTENCES = {
+    "miniature": _miniature,
+    "small_model": _small_model,
     "sharing": _sharing,
     "sharing_memory": _sharing_memory,
     "sft": _sft,
@@ -124,7 +148,7 @@ SENTENCES = {
 """File in results/ -> (what was measured, the number)."""
 
 PAGES = {
-    "README.md": ("sharing", "sharing_memory", "recompute", "logprob_memory"),
+    "README.md": ("miniature", "sharing", "recompute", "logprob_memory"),
     "docs/benchmarks.md": tuple(SENTENCES),
 }
 """Page -> the results that it shows."""

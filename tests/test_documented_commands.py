@@ -13,7 +13,7 @@ from megatron_longpo.commands.main import VERBS
 from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, option_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "smollm2" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
 
 
 def commands() -> Iterator[list[str]]:

@@ -30,6 +30,7 @@ def show(work: Path, finished: list[Finished], console: Console) -> None:
     print_costs(console, finished)
     picture = work / "accuracy.png"
     draw(exam["models"], picture)
+    write_summary(work / "summary.json", exam["models"], finished)
     console.print(f"picture: {picture}\ntrained model (Hugging Face): {work / 'models' / 'longpo'}", soft_wrap=True)
 
 
@@ -65,6 +66,16 @@ def print_answers(console: Console, exam: dict[str, Any]) -> None:
     for name, found in exam["models"].items():
         table.add_row(NAMES[name], *found["answers"], style="bold" if name == "longpo" else None)
     console.print(table)
+
+
+def write_summary(path: Path, models: dict[str, Any], finished: list[Finished]) -> None:
+    """Write what the tables show, in full precision: accuracies, seconds and peak bytes of every stage."""
+    stages = {
+        title: {"seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes}
+        for title, record, _ in finished
+    }
+    accuracy = {name: found["accuracy"] for name, found in models.items()}
+    path.write_text(json.dumps({"accuracy": accuracy, "stages": stages}, indent=2) + "\n", encoding="utf-8")
 
 
 def draw(models: dict[str, Any], path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from examples.miniature.methods import MAX_LENGTH, METHODS, generate_options, train_options
 from examples.miniature.model import POLICY_THETA
-from examples.miniature.report import show
+from examples.miniature.report import NAMES, show
 from examples.stages import ROOT, Stage, run_example
 
 HERE = ROOT / "examples" / "miniature"
@@ -39,7 +39,7 @@ def pipeline(work: Path) -> list[Stage]:
     python = (sys.executable, "-m")
     verb = (*python, "megatron_longpo.commands.main")
     texts, pairs, data, imported = work / "texts", work / "pairs.jsonl", work / "data" / "pairs", work / "imported"
-    task = (HERE / "task.py", HERE / "make_texts.py")
+    task = (HERE / "task.py", HERE / "model.py", HERE / "make_texts.py")
     stages = [
         Stage(
             name="texts", title=f"texts: {NUM_TEXTS:,} of four times the length, and questions on them", inputs=task,
@@ -48,8 +48,9 @@ def pipeline(work: Path) -> list[Stage]:
         ),
         Stage(
             name="generate", title="generate: the model answers from a chunk (chosen) and from the whole (rejected)",
-            needs=("texts",), inputs=(BASE / "model.safetensors",), outputs=(pairs,),
-            command=(*verb, "generate", *generate_options(BASE, texts), "--output", f"{pairs}", "--overwrite"),
+            needs=("texts",), inputs=(BASE / "model.safetensors",),
+            outputs=(pairs, pairs.with_name("pairs.jsonl.journal")),  # of other texts it would be refused
+            command=(*verb, "generate", *generate_options(BASE, texts), "--output", f"{pairs}"),
         ),
         Stage(
             name="build", title="build: JSONL -> indexed dataset", needs=("generate",), outputs=(data.parent,),
@@ -66,7 +67,7 @@ def pipeline(work: Path) -> list[Stage]:
                 name=f"score-{context}", title=f"score-reference: log-probs on the {context} contexts, for {method}",
                 needs=("build", "import"), outputs=(data.parent / name,),
                 command=(*verb, "score-reference", "--data", f"{data}", "--checkpoint", f"{imported}",
-                         "--context", context, "--overwrite"),
+                         "--context", context),
             )
             for context, name, method in (
                 ("short", "pairs.reference.npz", "LongPO"), ("long", "pairs.reference-long.npz", "DPO"),
@@ -77,14 +78,14 @@ def pipeline(work: Path) -> list[Stage]:
         run, exported, method = work / "runs" / name, work / "models" / name, METHODS[name]
         stages += [
             Stage(
-                name=f"train-{name}", title=f"train: {method.title}", outputs=(run,),
+                name=f"train-{name}", title=f"train: {NAMES[name]}", outputs=(run,),
                 needs=("import", "build", *(f"score-{context}" for context in method.reads)),
                 command=(*python, "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m",
                          "megatron_longpo.train", "--load", f"{imported}", "--longpo-data", f"{data}",
                          "--save", f"{run}", *train_options(method, trial)),
             ),
             Stage(
-                name=f"export-{name}", title="export-hf: Megatron -> Hugging Face", needs=(f"train-{name}",),
+                name=f"export-{name}", title=f"export-hf: {NAMES[name]} -> Hugging Face", needs=(f"train-{name}",),
                 command=(*verb, "export-hf", "--checkpoint", f"{run}", "--output", f"{exported}"), outputs=(exported,),
             ),
         ]  # fmt: skip
@@ -95,7 +96,7 @@ def pipeline(work: Path) -> list[Stage]:
     ]
     exam = Stage(
         name="exam", title="exam: questions on new texts of 1, 2, 4 and 8 lengths, and the skills",
-        needs=tuple(f"export-{name}" for name in SHOWN), inputs=(HERE / "evaluate.py", HERE / "task.py"),
+        needs=tuple(f"export-{name}" for name in SHOWN), inputs=(HERE / "evaluate.py", *task),
         command=(*python, "examples.miniature.evaluate", "--models", *models, "--output", f"{work / 'exam.json'}"),
         outputs=(work / "exam.json",),
     )  # fmt: skip
