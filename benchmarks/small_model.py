@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import write_result
 from examples.miniature.evaluate import load
-from examples.miniature.methods import MAX_LENGTH, METHODS, generate_options, train_options
+from examples.miniature.methods import METHODS, build_options, generate_options, train_options
 from examples.miniature.model import POLICY_THETA
 from examples.miniature.run import BASE, SHOWN
 from megatron_longpo.data.indexed import PairReader
@@ -48,13 +48,11 @@ def main() -> None:
 def prepare(work: Path) -> None:
     """Pairs, dataset, checkpoint and scores."""
     verb = ("megatron_longpo.commands.main",)
-    data = str(work / "data")
     run("examples.miniature.make_texts", "--output", str(work / "texts"), "--num-texts", "128")
     run(*verb, "generate", *generate_options(BASE, work / "texts"), "--output", str(work / "pairs.jsonl"))
-    build = ("--tokenizer", str(BASE), "--output", data, "--max-length", str(MAX_LENGTH))
-    run(*verb, "build", "--input", str(work / "pairs.jsonl"), *build)
+    run(*verb, "build", *build_options(work / "pairs.jsonl", BASE, work / "data"))
     run(*verb, "import-hf", "--hf", str(BASE), "--output", str(work / "imported"))
-    run(*verb, "score-reference", "--data", data, "--checkpoint", str(work / "imported"))
+    run(*verb, "score-reference", "--data", str(work / "data"), "--checkpoint", str(work / "imported"))
 
 
 def run(module: str, *words: str) -> None:

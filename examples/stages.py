@@ -110,6 +110,13 @@ def print_costs(console: Console, stages: Sequence[Finished]) -> None:
     console.print(table)
 
 
+def costs(stages: Sequence[Finished]) -> dict[str, dict[str, float]]:
+    """Seconds and peak bytes of every stage, by title."""
+    return {
+        title: {"seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes} for title, record, _ in stages
+    }
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     """A polite kill stops the children as Ctrl-C does."""
     raise KeyboardInterrupt

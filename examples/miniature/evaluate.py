@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from examples.miniature.model import ASSISTANT, BOS, END, LENGTH, PAD, USER, encode
+from examples.miniature.model import END, LENGTH, PAD, head_ids, turn_ids
 from examples.miniature.task import (
     KINDS,
     MAX_ANSWER_TOKENS,
@@ -53,9 +52,9 @@ def make_skill_exam(seed: int, per_kind: int = 100) -> Exam:
     return [(None, [ask_skill(draw, kind) for kind in SKILLS for _ in range(per_kind)])]
 
 
-def examine(model: LlamaForCausalLM, seed: int = EXAM_SEED, num_texts: int = 32) -> Exams:
+def examine(model: LlamaForCausalLM, seed: int = EXAM_SEED) -> Exams:
     """All exams."""
-    exams = {str(multiple): make_exam(seed, multiple, num_texts) for multiple in MULTIPLES}
+    exams = {str(multiple): make_exam(seed, multiple) for multiple in MULTIPLES}
     return {name: accuracy(model, exam) for name, exam in (exams | {"skills": make_skill_exam(seed)}).items()}
 
 
@@ -76,16 +75,14 @@ def are_right(model: LlamaForCausalLM, text: Text | None, questions: Sequence[Qu
     The right answer is shown, and each token of it, the end included, must be the likeliest: greedy decoding would then
     have written it, and nothing else. The text is read once for all questions.
     """
-    prompts = [[*encode(question.text), ASSISTANT] for question in questions]
-    answers = [[*encode(question.answer), END] for question in questions]
-    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    rows = [(prompt + answer + [PAD] * longest)[:longest] for prompt, answer in zip(prompts, answers, strict=True)]
-    cache = _read(model, text, len(questions))
+    turns = [turn_ids(question) for question in questions]
+    longest = max(len(prompt) + len(answer) for prompt, answer in turns)
+    rows = [(prompt + answer + [PAD] * longest)[:longest] for prompt, answer in turns]
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.tensor([head_ids(text)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(len(rows))
     tops = model(input_ids=torch.tensor(rows), past_key_values=cache).logits.argmax(-1).tolist()
-    places = [
-        slice(len(prompt) - 1, len(prompt) - 1 + len(answer)) for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    return [top[place] == answer for top, place, answer in zip(tops, places, answers, strict=True)]
+    return [top[len(prompt) - 1 :][: len(answer)] == answer for top, (prompt, answer) in zip(tops, turns, strict=True)]
 
 
 @torch.inference_mode()
@@ -93,27 +90,15 @@ def answers_to(model: LlamaForCausalLM, text: Text | None, questions: Sequence[Q
     """What the model answers, greedily; "..." where it goes on."""
     found: list[str] = []
     for question in questions:
-        ids, words = [*encode(question.text), ASSISTANT], list[str]()
+        ids, words = head_ids(text) + turn_ids(question)[0], list[str]()
         while len(words) <= MAX_ANSWER_TOKENS:
-            top = int(
-                model(input_ids=torch.tensor([ids]), past_key_values=_read(model, text, 1)).logits[0, -1].argmax()
-            )
+            top = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
             if top == END:
                 break
             ids.append(top)
             words.append(VOCABULARY[top])
         found.append(" ".join(words[:MAX_ANSWER_TOKENS]) + (" ..." if len(words) > MAX_ANSWER_TOKENS else ""))
     return found
-
-
-def _read(model: LlamaForCausalLM, text: Text | None, num_rows: int) -> DynamicCache:
-    """Keys and values of what stands before the question, for so many rows."""
-    words = [word for line in text.lines for word in encode(line)] if text else []
-    ids: Tensor = torch.tensor([[BOS, USER, *words]])
-    cache = DynamicCache(config=model.config)
-    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(num_rows)
-    return cache
 
 
 def load(folder: Path, rope_theta: float | None = None) -> LlamaForCausalLM:

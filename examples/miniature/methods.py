@@ -125,11 +125,11 @@ METHODS = {
 """The paper's arms and its successors'; every one is tried NUM_TRIALS times, SFT on more learning rates."""
 
 
-def generate_options(model: Path, texts: Path, num_tokens: int = MAX_LENGTH) -> list[str]:
+def generate_options(model: Path, texts: Path) -> list[str]:
     """Of ``megatron-longpo generate``, for a folder of make_texts.py."""
     return [
         *("--documents", f"{texts / 'texts.jsonl'}", "--questions", f"{texts / 'questions.jsonl'}"),
-        *("--model", f"{model}", "--domain", "prose", "--length", f"{num_tokens}", "--min-length", "96"),
+        *("--model", f"{model}", "--domain", "prose", "--length", f"{MAX_LENGTH}", "--min-length", "96"),
         *("--num-turns", f"{NUM_TURNS}", "--min-turns", "1", "--max-duplicate", "1"),
         *("--min-chunk-tokens", "16", "--max-chunk-tokens", f"{MAX_CHUNK_TOKENS}"),
         *("--question-room", f"{QUESTION_ROOM}", "--answer-tokens", f"{ANSWER_TOKENS}", "--batch-size", "64"),
@@ -137,6 +137,13 @@ def generate_options(model: Path, texts: Path, num_tokens: int = MAX_LENGTH) -> 
         *("--min-answer-characters", "1", "--max-similarity", "1"),
         *("--no-filter", "language", "cut-off", "repetition", "refusal"),
         *("--policy-rope", json.dumps({"rope_type": "default", "rope_theta": POLICY_THETA}), "--seed", "1"),
+    ]
+
+
+def build_options(pairs: Path, model: Path, data: Path) -> list[str]:
+    """Of ``megatron-longpo build``."""
+    return [
+        *("--input", f"{pairs}", "--tokenizer", f"{model}", "--output", f"{data}", "--max-length", f"{MAX_LENGTH}"),
     ]
 
 

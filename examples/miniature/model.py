@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from examples.miniature.task import SPECIAL, VOCABULARY
+from examples.miniature.task import SPECIAL, VOCABULARY, Question, Text
 
 PAD, BOS, USER, ASSISTANT, END, UNKNOWN = range(len(SPECIAL))
 LENGTH = 64
@@ -33,13 +33,23 @@ def encode(text: str) -> list[int]:
     return [_IDS[word] for word in text.split()]
 
 
-def new_model(layers: int = 2) -> LlamaForCausalLM:
+def head_ids(text: Text | None) -> list[int]:
+    """What a conversation begins with: the text, or nothing, as the user's."""
+    return [BOS, USER, *(word for line in (text.lines if text else ()) for word in encode(line))]
+
+
+def turn_ids(question: Question) -> tuple[list[int], list[int]]:
+    """The question with the header of the answer, and the answer with its end."""
+    return [*encode(question.text), ASSISTANT], [*encode(question.answer), END]
+
+
+def new_model() -> LlamaForCausalLM:
     """A Llama of 0.4M parameters, with torch's random weights."""
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=layers,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=LENGTH,
@@ -60,7 +70,7 @@ def new_model(layers: int = 2) -> LlamaForCausalLM:
             if "layers" in name and weight.ndim == 2:
                 weight.normal_(std=weight.shape[1] ** -0.5)
                 if "o_proj" in name or "down_proj" in name:
-                    weight /= (2 * layers) ** 0.5
+                    weight /= (2 * config.num_hidden_layers) ** 0.5
     return model
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from examples.miniature.evaluate import examine, load
-from examples.miniature.model import ASSISTANT, BOS, END, LENGTH, PAD, SPECIAL, USER, encode, new_model, save
+from examples.miniature.model import BOS, END, LENGTH, PAD, SPECIAL, USER, head_ids, new_model, save, turn_ids
 from examples.miniature.task import KINDS, RELATIONS, SKILLS, VOCABULARY, Question, ask, ask_skill, make_text
 from megatron_longpo.files import atomic_directory, atomic_file
 
@@ -49,16 +49,14 @@ def sample(draw: random.Random, part: float) -> Sequence:
     text = make_text(draw, size, repeated=draw.choice((0.0, 0.5)), num_relations=draw.choice((1, 2, len(RELATIONS))))
     while len(text.facts) < 2:
         text = make_text(draw, size)
-    head = [BOS, USER, *(word for line in text.lines for word in encode(line))]
-    return _conversation(head, lambda: ask(draw, text.facts, draw.choice(KINDS)))
+    return _conversation(head_ids(text), lambda: ask(draw, text.facts, draw.choice(KINDS)))
 
 
 def _conversation(ids: list[int], question: Callable[[], Question]) -> Sequence:
     """Questions and answers after ``ids``, as many as fit."""
     is_answer = [False] * len(ids)
     while True:
-        one = question()
-        asked, answer = [*encode(one.text), ASSISTANT], [*encode(one.answer), END]
+        asked, answer = turn_ids(question())
         if ids[-1] in (BOS, END):
             asked.insert(0, USER)
         if len(ids) + len(asked) + len(answer) > LENGTH:

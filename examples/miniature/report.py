@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from examples.stages import Finished, print_costs
+from examples.stages import Finished, costs, print_costs
 
 NAMES = {
     "base": "base: knows short texts",
@@ -70,12 +70,8 @@ def print_answers(console: Console, exam: dict[str, Any]) -> None:
 
 def write_summary(path: Path, models: dict[str, Any], finished: list[Finished]) -> None:
     """Write what the tables show, in full precision: accuracies, seconds and peak bytes of every stage."""
-    stages = {
-        title: {"seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes}
-        for title, record, _ in finished
-    }
     accuracy = {name: found["accuracy"] for name, found in models.items()}
-    path.write_text(json.dumps({"accuracy": accuracy, "stages": stages}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"accuracy": accuracy, "stages": costs(finished)}, indent=2) + "\n", encoding="utf-8")
 
 
 def draw(models: dict[str, Any], path: Path) -> None:

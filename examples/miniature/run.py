@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from examples.miniature.methods import MAX_LENGTH, METHODS, generate_options, train_options
+from examples.miniature.methods import METHODS, build_options, generate_options, train_options
 from examples.miniature.model import POLICY_THETA
 from examples.miniature.report import NAMES, show
 from examples.stages import ROOT, Stage, run_example
@@ -54,8 +54,7 @@ def pipeline(work: Path) -> list[Stage]:
         ),
         Stage(
             name="build", title="build: JSONL -> indexed dataset", needs=("generate",), outputs=(data.parent,),
-            command=(*verb, "build", "--input", f"{pairs}", "--tokenizer", f"{BASE}", "--output", f"{data}",
-                     "--max-length", f"{MAX_LENGTH}"),
+            command=(*verb, "build", *build_options(pairs, BASE, data)),
         ),
         Stage(
             name="import", title="import-hf: Hugging Face -> Megatron", outputs=(imported,),

@@ -1,6 +1,7 @@
 """An honest comparison of methods on the miniature: python -m examples.miniature.study --work DIR --results FILE
 
-Every job is a line of the results; a job that has its line is not done again, so a killed study goes on.
+Every job is a line of the results, a journal (megatron_longpo/journal.py) of these methods and settings; a job that has
+its line is not done again, so a killed study goes on.
 
 The rule, written before the final runs:
 
@@ -17,8 +18,8 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -26,9 +27,10 @@ from typing import Any
 
 from examples.miniature import forks, make_texts, pretrain
 from examples.miniature.evaluate import EXAM_SEED, Exams, examine, load
-from examples.miniature.methods import MAX_LENGTH, METHODS, Method, Trial, generate_options, train_options
+from examples.miniature.methods import METHODS, Method, build_options, generate_options, train_options
 from examples.miniature.model import POLICY_THETA
 from examples.miniature.task import NAMES, THINGS, TOWNS
+from megatron_longpo.journal import Journal, journal_lines
 
 TUNING_BASES, BASES = (0, 1), (2, 3, 4, 5, 6)
 NUM_TEXTS, STEPS = 1700, 175
@@ -59,14 +61,11 @@ class Job:
 class Study:
     """The jobs, what is done of them, and where everything lies."""
 
-    def __init__(self, work: Path, results: Path, num_processes: int) -> None:
+    def __init__(self, work: Path, results: Journal, num_processes: int) -> None:
         """Read what is done."""
         self.work, self.results, self.num_processes = work, results, num_processes
-        self.done: dict[Job, dict[str, Any]] = {}
-        if results.exists():
-            for line in results.read_text().splitlines():
-                record = json.loads(line)
-                self.done[Job(**record["job"])] = record
+        lines = (line for _, _, line in journal_lines(results.path))
+        self.done = {Job(**line["job"]): line for line in lines if line["kind"] == "job"}
 
     def run(self) -> None:
         """Do everything that is not done."""
@@ -105,21 +104,31 @@ class Study:
         return scores.index(max(scores))
 
     def _make(self, bases: Sequence[int]) -> None:
-        self._at_once(self._make_base, bases)
-        self._at_once(self._make_pairs, bases)
+        for made in (self._make_base, self._make_pairs):
+            for line in self._at_once(made, bases):
+                print(line, flush=True)
         self._jobs([Job(phase="base", base=base, method=name) for base in bases for name in ("base", "raised")])
 
     def _jobs(self, jobs: Sequence[Job]) -> None:
         missing = [job for job in jobs if job not in self.done]
         print(f"{len(jobs)} jobs of phase {jobs[0].phase}, {len(missing)} to do", flush=True)
-        self._at_once(self._do, missing)
+        for record in self._at_once(self._do, missing):
+            self.results.append(record)
+            job = Job(**record["job"])
+            self.done[job] = record
+            print(f"{job.phase} {job.method} {job.trial} base {job.base}: {summary(record['exam'])}", flush=True)
 
-    def _at_once(self, do: Callable[[Any], None], items: Sequence[Any]) -> None:
+    def _at_once[T](self, do: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
+        """What ``do`` returns for each item, as it comes."""
         with ThreadPoolExecutor(self.num_processes) as pool:
-            for future in [pool.submit(do, item) for item in items]:
-                future.result()
+            try:
+                for future in as_completed([pool.submit(do, item) for item in items]):
+                    yield future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # one failed: the waiting ones would not be recorded
 
-    def _do(self, job: Job) -> None:
+    def _do(self, job: Job) -> dict[str, Any]:
+        """The job's line."""
         started = time.monotonic()
         if job.phase == "base":
             theta = POLICY_THETA if job.method == "raised" else None
@@ -127,21 +136,15 @@ class Study:
             reported = {}
         else:
             exam, reported = self._train(job, METHODS[job.method])
-        record = {"job": asdict(job), "exam": exam, "reported": reported, "seconds": time.monotonic() - started}
-        with self.results.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.done[job] = record
-        print(f"{job.phase} {job.method} {job.trial} base {job.base}: {summary(exam)}", flush=True)
+        seconds = time.monotonic() - started
+        return {"kind": "job", "job": asdict(job), "exam": exam, "reported": reported, "seconds": seconds}
 
     def _train(self, job: Job, method: Method) -> tuple[Exams, dict[str, float]]:
         data = self._data(job.base, job.num_pairs, job.noise)
         folder = self.work / "runs" / "-".join(str(value) for value in asdict(job).values())
         shutil.rmtree(folder, ignore_errors=True)
-        trial: Trial = method.trials[job.trial]
         options = ["--load", self._imported(job.base), "--longpo-data", data, "--save", folder / "run"]
-        options += [*train_options(method, trial), "--train-iters", STEPS]
+        options += [*train_options(method, method.trials[job.trial]), "--train-iters", STEPS]
         forks.program(_train, [str(word) for word in options], log=folder / "train.log")
         exported = folder / "exported"
         forks.verb("export-hf", "--checkpoint", folder / "run", "--output", exported, log=folder / "export.log")
@@ -158,16 +161,16 @@ class Study:
     def _imported(self, base: int) -> Path:
         return self.work / "imported" / str(base)
 
-    def _make_base(self, base: int) -> None:
+    def _make_base(self, base: int) -> str:
         if not self._base(base).exists():
             words = ["--seed", str(base), "--output", str(self._base(base))]
             forks.program(pretrain.main, words, log=self.work / "logs" / f"base-{base}.log")
         if not self._imported(base).exists():
             log = self.work / "logs" / f"import-{base}.log"
             forks.verb("import-hf", "--hf", self._base(base), "--output", self._imported(base), log=log)
-        print(f"base {base} is there", flush=True)
+        return f"base {base} is there"
 
-    def _make_pairs(self, base: int) -> None:
+    def _make_pairs(self, base: int) -> str:
         folder, log = self.work / "pairs" / str(base), self.work / "logs" / f"pairs-{base}.log"
         if not (folder / "pairs.jsonl").exists():
             words = ["--output", str(folder / "texts"), "--num-texts", str(NUM_TEXTS), "--seed", str(base)]
@@ -176,7 +179,7 @@ class Study:
             forks.verb("generate", *generate, "--output", folder / "pairs.jsonl", log=log)
         for num_pairs, noise in DATASETS:
             self._build(base, num_pairs, noise, log)
-        print(f"pairs of base {base} are there", flush=True)
+        return f"pairs of base {base} are there"
 
     def _data(self, base: int, num_pairs: int, noise: float) -> Path:
         return self.work / "pairs" / str(base) / f"{num_pairs}-{noise}" / "data"
@@ -190,9 +193,7 @@ class Study:
         draw, lines = random.Random(f"noise {base} {noise}"), (data.parent / "pairs.jsonl")
         pairs = [json.loads(line) for line in (self.work / "pairs" / str(base) / "pairs.jsonl").open()][:num_pairs]
         lines.write_text("".join(json.dumps(with_noise(draw, pair, noise)) + "\n" for pair in pairs))
-        tokenizer = self._base(base)
-        build = ["build", "--input", lines, "--tokenizer", tokenizer, "--output", data, "--max-length", MAX_LENGTH]
-        forks.verb(*build, log=log)
+        forks.verb("build", *build_options(lines, self._base(base), data), log=log)
         score = ["score-reference", "--data", data, "--checkpoint", self._imported(base)]
         forks.verb(*score, log=log)
         forks.verb(*score, "--context", "long", log=log)
@@ -240,10 +241,12 @@ def main() -> None:
     """Do what is not done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="bases, pairs and datasets")
-    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="a JSON line a job")
+    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="a journal, a line a job")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="jobs at a time, a core each")
     options = parser.parse_args()
-    Study(options.work.resolve(), options.results.resolve(), options.processes).run()
+    header = {"steps": STEPS, "methods": {name: asdict(method) for name, method in METHODS.items()}}
+    with Journal(options.results, header) as results:
+        Study(options.work.resolve(), results, options.processes).run()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from examples.stages import Finished
+from examples.stages import Finished, costs
 
 SHOWN = (
     ("nll", "nll (nats per token)"),
@@ -41,10 +41,7 @@ def print_quality(console: Console, before: dict[str, Any], after: dict[str, Any
 def write_summary(path: Path, before: dict[str, Any], after: dict[str, Any], stages: Sequence[Finished]) -> None:
     """Write what the tables show, in full precision: held-out means, seconds and peak bytes of every stage."""
     held_out = {name: {"before": before[name], "after": after[name]} for name, _ in SHOWN}
-    costs = {
-        title: {"seconds": record.seconds, "peak_memory_bytes": record.peak_memory_bytes} for title, record, _ in stages
-    }
-    path.write_text(json.dumps({"held_out": held_out, "stages": costs}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"held_out": held_out, "stages": costs(stages)}, indent=2) + "\n", encoding="utf-8")
 
 
 def draw_curves(train: list[dict[str, Any]], held_out: list[dict[str, Any]], path: Path) -> None:

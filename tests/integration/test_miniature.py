@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from examples.miniature import make_texts
 from examples.miniature.evaluate import load
-from examples.miniature.methods import METHODS, generate_options, train_options
+from examples.miniature.methods import METHODS, build_options, generate_options, train_options
 from examples.miniature.model import POLICY_THETA
 from examples.miniature.run import BASE
 from megatron_longpo.commands.main import main as run_verb
@@ -38,17 +38,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_texts.main()
     assert run_verb(["generate", *generate_options(BASE, work / "texts"), "--output", str(work / "pairs.jsonl")]) == 0
     for words in (
-        [
-            "build",
-            "--input",
-            work / "pairs.jsonl",
-            "--tokenizer",
-            BASE,
-            "--output",
-            work / "data",
-            "--max-length",
-            "320",
-        ],
+        ["build", *build_options(work / "pairs.jsonl", BASE, work / "data")],
         ["import-hf", "--hf", BASE, "--output", work / "imported"],
         ["score-reference", "--data", work / "data", "--checkpoint", work / "imported"],
     ):

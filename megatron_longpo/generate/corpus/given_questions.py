@@ -80,13 +80,10 @@ def _parse(line: bytes, where: str) -> tuple[str, GivenQuestion]:
     if not strict_json.is_object(fields) or set(fields) != FIELDS:
         raise UserError(f"{where}: a question has the fields {', '.join(sorted(FIELDS))} and no others: {EXAMPLE}")
     stretches: Any = fields["evidence"] if strict_json.is_array(fields["evidence"]) else [fields["evidence"]]
-    for name, text in (("document", fields["document"]), ("question", fields["question"]), *_named(stretches)):
+    texts = [(name, fields[name]) for name in ("document", "question")]
+    for name, text in (*texts, *(("evidence", stretch) for stretch in stretches)):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{where}: {name} is {text!r:.60}, and must be a text; a question is like {EXAMPLE}")
     if not stretches:
         raise UserError(f"{where}: evidence is an empty list; name a stretch of the document that the answer is in")
     return fields["document"], GivenQuestion(fields["question"].strip(), tuple(text.strip() for text in stretches))
-
-
-def _named(stretches: Sequence[object]) -> list[tuple[str, object]]:
-    return [("evidence", stretch) for stretch in stretches]
