@@ -36,7 +36,7 @@ EXAM_SEED = 11
 Exam = Sequence[tuple[Text | None, Sequence[Question]]]
 """Texts and questions on them; no text for the skills."""
 Exams = dict[str, dict[str, float]]
-"""Accuracy by exam ("1", "2", "4", "8" lengths; "skills") and kind of question; "all" is the mean over questions."""
+"""Accuracy by exam (lengths, as "4"; "skills") and kind of question; "all" is the mean over questions."""
 
 
 def make_exam(seed: int, multiple: int, num_texts: int = 32, per_kind: int = 5) -> Exam:
@@ -52,9 +52,9 @@ def make_skill_exam(seed: int, per_kind: int = 100) -> Exam:
     return [(None, [ask_skill(draw, kind) for kind in SKILLS for _ in range(per_kind)])]
 
 
-def examine(model: LlamaForCausalLM, seed: int = EXAM_SEED) -> Exams:
-    """All exams."""
-    exams = {str(multiple): make_exam(seed, multiple) for multiple in MULTIPLES}
+def examine(model: LlamaForCausalLM, seed: int = EXAM_SEED, multiples: Sequence[int] = MULTIPLES) -> Exams:
+    """All exams, on texts of those lengths and of the skills."""
+    exams = {str(multiple): make_exam(seed, multiple) for multiple in multiples}
     return {name: accuracy(model, exam) for name, exam in (exams | {"skills": make_skill_exam(seed)}).items()}
 
 

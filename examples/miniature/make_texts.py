@@ -5,9 +5,7 @@ import json
 import random
 from pathlib import Path
 
-from examples.miniature.evaluate import ROOM
-from examples.miniature.methods import LONG
-from examples.miniature.model import LENGTH
+from examples.miniature.methods import REACH
 from examples.miniature.task import KINDS, Text, ask, make_text, written
 from megatron_longpo.files import atomic_file
 
@@ -22,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--num-texts", type=int, default=1400)
-    parser.add_argument("--num-tokens", type=int, default=LONG * LENGTH - ROOM, help="of a text, at most")
+    parser.add_argument("--num-tokens", type=int, default=REACH.text_tokens, help="of a text, at most")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)

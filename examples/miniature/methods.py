@@ -9,16 +9,41 @@ from pathlib import Path
 from examples.miniature.model import LENGTH, POLICY_THETA
 
 PAIRS_PER_STEP = 8
-MAX_CHUNK_TOKENS, QUESTION_ROOM, ANSWER_TOKENS, NUM_TURNS = 48, 10, 6, 4
-"""A chunk, its question and its answer are LENGTH tokens."""
-LONG = 4
-"""Texts that are trained on have so many times the length that the base is taught."""
-MAX_LENGTH = LONG * LENGTH + NUM_TURNS * (QUESTION_ROOM + ANSWER_TOKENS)
-"""Tokens of a conversation on such a text, with all its turns."""
+QUESTION_ROOM, ANSWER_TOKENS, NUM_TURNS = 10, 6, 4
 NUM_TRIALS = 6
 """Settings that are tried of every method, learning rate and coefficients together."""
 Trial = Mapping[str, float]
 """Option of the training program -> its value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """From which length a model teaches itself which longer one."""
+
+    known: int = 1
+    """What it reads well, in lengths that the base is taught: a chunk, its question and its answer are as long."""
+    long: int = 4
+    """What it is trained on, in the same unit."""
+    rope_theta: float = POLICY_THETA
+    """RoPE's base for what is that long."""
+
+    @property
+    def text_tokens(self) -> int:
+        """Of a long text, with a question and its answer `long` lengths."""
+        return self.long * LENGTH - QUESTION_ROOM - ANSWER_TOKENS
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Of a chunk, at most."""
+        return self.known * LENGTH - QUESTION_ROOM - ANSWER_TOKENS
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a conversation on a long text, with all its turns, at most."""
+        return self.long * LENGTH + NUM_TURNS * (QUESTION_ROOM + ANSWER_TOKENS)
+
+
+REACH = Reach()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,35 +150,36 @@ METHODS = {
 """The paper's arms and its successors'; every one is tried NUM_TRIALS times, SFT on more learning rates."""
 
 
-def generate_options(model: Path, texts: Path) -> list[str]:
+def generate_options(model: Path, texts: Path, reach: Reach = REACH) -> list[str]:
     """Of ``megatron-longpo generate``, for a folder of make_texts.py."""
     return [
         *("--documents", f"{texts / 'texts.jsonl'}", "--questions", f"{texts / 'questions.jsonl'}"),
-        *("--model", f"{model}", "--domain", "prose", "--length", f"{MAX_LENGTH}", "--min-length", "96"),
+        *("--model", f"{model}", "--domain", "prose", "--length", f"{reach.max_length}", "--min-length", "96"),
         *("--num-turns", f"{NUM_TURNS}", "--min-turns", "1", "--max-duplicate", "1"),
-        *("--min-chunk-tokens", "16", "--max-chunk-tokens", f"{MAX_CHUNK_TOKENS}"),
+        *("--min-chunk-tokens", "16", "--max-chunk-tokens", f"{reach.chunk_tokens}"),
         *("--question-room", f"{QUESTION_ROOM}", "--answer-tokens", f"{ANSWER_TOKENS}", "--batch-size", "64"),
         # Answers of a word or two: what tells prose from loops and refusals does not apply.
         *("--min-answer-characters", "1", "--max-similarity", "1"),
         *("--no-filter", "language", "cut-off", "repetition", "refusal"),
-        *("--policy-rope", json.dumps({"rope_type": "default", "rope_theta": POLICY_THETA}), "--seed", "1"),
+        *("--policy-rope", json.dumps({"rope_type": "default", "rope_theta": reach.rope_theta}), "--seed", "1"),
     ]
 
 
-def build_options(pairs: Path, model: Path, data: Path) -> list[str]:
+def build_options(pairs: Path, model: Path, data: Path, reach: Reach = REACH) -> list[str]:
     """Of ``megatron-longpo build``."""
     return [
-        *("--input", f"{pairs}", "--tokenizer", f"{model}", "--output", f"{data}", "--max-length", f"{MAX_LENGTH}"),
+        *("--input", f"{pairs}", "--tokenizer", f"{model}", "--output", f"{data}"),
+        *("--max-length", f"{reach.max_length}"),
     ]
 
 
-def train_options(method: Method, trial: Trial) -> list[str]:
-    """Of the training program: a step's pairs in one micro-batch, the learning rate warmed up and then down to 5%."""
+def train_options(method: Method, trial: Trial, reach: Reach = REACH) -> list[str]:
+    """Of the training program: the learning rate is warmed up and then falls to 5%."""
     return [
         *("--longpo-objective", method.objective, *method.options),
         *(word for name, value in trial.items() for word in (f"--{name}", f"{value:g}")),
         *("--min-lr", f"{trial['lr'] / 20:g}", "--lr-decay-style", "linear", "--lr-warmup-fraction", "0.1"),
         *("--adam-beta2", "0.98", "--weight-decay", "0"),
         *("--global-batch-size", f"{PAIRS_PER_STEP}", "--longpo-tokens-per-microbatch", "4096"),
-        *("--rotary-base", f"{POLICY_THETA:g}", "--save-interval", "1000", "--seed", "1"),
+        *("--rotary-base", f"{reach.rope_theta:.0f}", "--save-interval", "1000", "--seed", "1"),
     ]
