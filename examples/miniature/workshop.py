@@ -3,6 +3,7 @@
 All of it by the project's own verbs, each in a process of its own (forks.py). What is there is not made again.
 """
 
+import hashlib
 import json
 import random
 import shutil
@@ -58,6 +59,10 @@ class Workshop:
     def base(self, number: int) -> Path:
         """The base that was pretrained with that seed, in the Hugging Face layout."""
         return self.folder / "bases" / str(number)
+
+    def weights(self, number: int) -> str:
+        """The beginning of the SHA-256 of that base's weights."""
+        return hashlib.sha256((self.base(number) / "model.safetensors").read_bytes()).hexdigest()[:12]
 
     def data(self, number: int, dataset: Dataset) -> Path:
         """Prefix of a dataset of that base."""
