@@ -8,7 +8,7 @@ unexport PYTHONPATH
 export UV_PYTHON_DOWNLOADS := never
 python := .venv/bin/python
 sources := setup.py megatron_longpo tools tests examples benchmarks
-locked_extras := quickstart arrow generate ray bench dev
+locked_extras := quickstart arrow generate ray evaluate bench dev
 
 # Beyond eight, importing torch in every worker costs more than it saves.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 8 ? 8 : n)))

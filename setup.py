@@ -36,7 +36,7 @@ EXTRAS = {
     "generate": ["nltk", "openai", "py3langid", "rapidfuzz", "pyarrow"],
     # generate --runner ray.
     "ray": ["ray"],
-    "evaluate": ["lm-eval>=0.4.9"],
+    "evaluate": ["lm-eval[ruler,api]>=0.4.13", "rouge-score"],
     "bench": ["matplotlib"],
     # The model of the quickstart is a GGUF file, which transformers reads with these two.
     "quickstart": ["accelerate", "gguf", "matplotlib"],

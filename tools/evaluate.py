@@ -1,0 +1,12 @@
+"""``megatron-longpo evaluate`` from a checkout that is not installed."""
+
+import os.path
+import sys
+
+# This folder would hide the package `evaluate`, which lm-eval needs; the checkout takes its place.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+
+from megatron_longpo.commands.main import run_verb
+
+if __name__ == "__main__":
+    sys.exit(run_verb("evaluate", sys.argv[1:]))
