@@ -109,10 +109,24 @@ def load(folder: Path, rope_theta: float | None = None) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True).eval()
 
 
+def named_model(given: str) -> tuple[str, Path, float | None]:
+    """NAME=DIR[:THETA] -> name, folder and RoPE's base; raises ArgumentTypeError."""
+    name, _, where = given.partition("=")
+    folder, _, theta = where.partition(":")
+    if not Path(folder, "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"{given}: {folder or 'nothing'} is no Hugging Face folder; give NAME=DIR")
+    try:
+        return name, Path(folder), float(theta) if theta else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{given}: {theta!r} is no number") from None
+
+
 def main() -> None:
     """Examine the models and write what they got right, and three answers of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=DIR[:THETA]", help="THETA: RoPE's base")
+    parser.add_argument(
+        "--models", nargs="+", required=True, type=named_model, metavar="NAME=DIR[:THETA]", help="THETA: RoPE's base"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--seed", type=int, default=EXAM_SEED)
     options = parser.parse_args()
@@ -120,10 +134,8 @@ def main() -> None:
     ((text, questions), *_) = make_exam(options.seed, 4)
     assert text is not None
     shown = [next(question for question in questions if question.kind == kind) for kind in KINDS]
-    for given in tqdm(options.models, unit="model", mininterval=1.0):
-        name, _, where = given.partition("=")
-        folder, _, theta = where.partition(":")
-        model = load(Path(folder), float(theta) if theta else None)
+    for name, folder, theta in tqdm(options.models, unit="model", mininterval=1.0):
+        model = load(folder, theta)
         results[name] = {"accuracy": examine(model, options.seed), "answers": answers_to(model, text, shown)}
     asked = [{"question": one.text, "answer": one.answer} for one in shown]
     with atomic_file(options.output) as partial:

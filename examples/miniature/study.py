@@ -37,15 +37,11 @@ TUNING_BASES, BASES = (0, 1), (2, 3, 4, 5, 6)
 NUM_TEXTS, STEPS = 1700, 175
 """Texts that a base answers questions on, enough for 1,600 pairs; steps of every run."""
 NUM_PAIRS = 1400
-LOWER_RATES = (0.25, 0.5, 0.7)
+LOWER_RATES = (0.25, 0.5)
 FEWER_OR_MORE, NOISES, FEWER_OR_MORE_STEPS = (100, 400, 1600), (0.1, 0.2), (44, 350)
 WEIGHTS = (0.0, 0.5, 2.0, 6.5, 20.0, 60.0)
 """Of an answer token in the preference, in units of its weight in the NLL: beta * pref_coef * tokens / 2, at a margin
 of 0. The released coefficients have 6.5 at 131,072 tokens."""
-DATASETS = tuple(dict.fromkeys(
-    [Dataset(NUM_PAIRS), *(Dataset(number) for number in FEWER_OR_MORE), *(Dataset(NUM_PAIRS, part) for part in NOISES)]
-))  # fmt: skip
-"""What every base makes."""
 TUNING_PHASES = ("tune", "refine")
 TUNING_EXAM, FINAL_EXAM = EXAM_SEED + 1, EXAM_SEED + 2
 COMPARED = ("sft", "sft-response", "dpo", "longpo", "longpo-response")
@@ -108,12 +104,19 @@ class Study:
 
     def _make_base(self, base: int) -> int:
         self.workshop.make_base(base)
-        self.workshop.make_pairs(base, NUM_TEXTS, DATASETS)
+        self.workshop.make_pairs(base, NUM_TEXTS)
         return base
+
+    def _make_dataset(self, needed: tuple[int, Dataset]) -> tuple[int, Dataset]:
+        self.workshop.make_dataset(*needed)
+        return needed
 
     def _do_all(self, jobs: Sequence[Job]) -> None:
         missing = [job for job in jobs if not self._is_done(job)]
         print(f"{len(jobs)} jobs of phase {jobs[0].phase}, {len(missing)} to do", flush=True)
+        needed = {(job.base, Dataset(job.num_pairs, job.noise)) for job in missing}
+        for base, dataset in self._at_once(self._make_dataset, sorted(needed)):
+            print(f"base {base} has a dataset of {dataset.num_pairs} pairs, noise {dataset.noise}", flush=True)
         for record in self._at_once(self._do, missing):
             self.results.append(record)
             job = Job(**record["job"])

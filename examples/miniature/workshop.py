@@ -33,7 +33,7 @@ REPORTED = ("loss", "nll", "preference_loss", "margin", "accuracy", "constraint"
 """Of a run's metrics: the means of its last ten steps are kept, where its objective has them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Dataset:
     """One dataset of a base, with the reference's log-probs on both contexts."""
 
@@ -66,7 +66,7 @@ class Workshop:
 
     def data(self, number: int, dataset: Dataset) -> Path:
         """Prefix of a dataset of that base."""
-        return self.folder / "pairs" / str(number) / f"{dataset.num_pairs}-{dataset.noise}" / "data"
+        return self._pairs(number) / f"{dataset.num_pairs}-{dataset.noise}" / "data"
 
     def make_base(self, number: int) -> None:
         """Pretrain and import it."""
@@ -76,16 +76,17 @@ class Workshop:
             forks.program(pretrain.main, words, log=log)
         _import(self.base(number), self._imported(number), log)
 
-    def make_pairs(self, number: int, num_texts: int, datasets: Sequence[Dataset]) -> None:
-        """Let the base answer questions on texts of its own, and build the datasets."""
-        folder, log = self.folder / "pairs" / str(number), self._log(f"pairs-{number}")
-        _generate(self.base(number), folder, num_texts, number, REACH, log)
-        for dataset in datasets:
-            pairs = _read_lines(folder / "pairs.jsonl")[: dataset.num_pairs]
-            draw = random.Random(f"noise {number} {dataset.noise}")
-            noisy = [with_noise(draw, pair, dataset.noise) for pair in pairs]
-            data = self.data(number, dataset)
-            _build(noisy, self.base(number), self._imported(number), data, ("short", "long"), REACH, log)
+    def make_pairs(self, number: int, num_texts: int) -> None:
+        """Let the base answer questions on texts of its own."""
+        _generate(self.base(number), self._pairs(number), num_texts, number, REACH, self._log(f"pairs-{number}"))
+
+    def make_dataset(self, number: int, dataset: Dataset) -> None:
+        """Build a dataset from the first of that base's pairs."""
+        pairs = _read_lines(self._pairs(number) / "pairs.jsonl")[: dataset.num_pairs]
+        draw = random.Random(f"noise {number} {dataset.noise}")
+        noisy = [with_noise(draw, pair, dataset.noise) for pair in pairs]
+        data, log = self.data(number, dataset), self._log(f"pairs-{number}")
+        _build(noisy, self.base(number), self._imported(number), data, ("short", "long"), REACH, log)
 
     def num_tokens(self, number: int, dataset: Dataset) -> float:
         """Mean tokens of the long context with its chosen answers: what the NLL of a pair is a mean over."""
@@ -122,6 +123,9 @@ class Workshop:
     def _new_run(self, name: str) -> Path:
         self.clear(name)
         return self.folder / "runs" / name
+
+    def _pairs(self, number: int) -> Path:
+        return self.folder / "pairs" / str(number)
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
