@@ -36,7 +36,8 @@ EXTRAS = {
     "generate": ["nltk", "openai", "py3langid", "rapidfuzz", "pyarrow"],
     # generate --runner ray.
     "ray": ["ray"],
-    "evaluate": ["lm-eval[ruler,api]>=0.4.13", "rouge-score"],
+    # dateutil 4 brings a typepy with which lm-eval's command line ends in a traceback.
+    "evaluate": ["lm-eval[ruler,api]>=0.4.13", "python-dateutil<3", "rouge-score"],
     "bench": ["matplotlib"],
     # The model of the quickstart is a GGUF file, which transformers reads with these two.
     "quickstart": ["accelerate", "gguf", "matplotlib"],
@@ -52,7 +53,6 @@ EXTRAS = {
         "pytest<9.2",  # 9.2 ignores how pytest-xdist 3.8 groups tests (tests/conftest.py)
         "pytest-timeout",
         "pytest-xdist",
-        "python-dateutil<3",  # matplotlib would bring 4, beside which lm-eval does not install (its typepy needs 2)
         "ruff",
     ],
 }
