@@ -149,38 +149,34 @@ def paired(found: Results, one: str, other: str, exam: str, phase: str = "final"
     return points([first - second for first, second in zip(*both, strict=True)])
 
 
-def varied_table(found: Results, phase: str, what: str, values: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
+def varied_table(found: Results, what: str, values: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
     """Accuracy of the compared methods as one thing is varied: (title, phase of the job, what is varied)."""
 
     def rows() -> Iterator[Sequence[str]]:
         for name in COMPARED:
-            for title, of_phase, varied in values:
-                accuracies = (percent(found.accuracies(of_phase, name, exam, **varied)) for exam in EXAMS)
+            for title, phase, varied in values:
+                accuracies = (percent(found.accuracies(phase, name, exam, **varied)) for exam in EXAMS)
                 yield METHODS[name].title, title, *accuracies
 
-    return table(("method", what, *EXAMS.values()), rows()) if found.has(phase) else NOT_RUN
-
-
-NOT_RUN = "Not run yet.\n"
-_FINAL: dict[str, Any] = {}
+    return table(("method", what, *EXAMS.values()), rows())
 
 
 def noise(found: Results) -> str:
     """As more of the chosen answers are wrong."""
-    values = [("as generated", "final", _FINAL), *((f"{part:.0%}", "noise", {"noise": part}) for part in NOISES)]
-    return varied_table(found, "noise", "made wrong", values)
+    values = [("as generated", "final", {}), *((f"{part:.0%}", "noise", {"noise": part}) for part in NOISES)]
+    return varied_table(found, "made wrong", values)
 
 
 def steps(found: Results) -> str:
     """With fewer and more steps."""
     fewer, more = ((f"{number}", "steps", {"steps": number}) for number in FEWER_OR_MORE_STEPS)
-    return varied_table(found, "steps", "steps", [fewer, (f"{STEPS}", "final", _FINAL), more])
+    return varied_table(found, "steps", [fewer, (f"{STEPS}", "final", {}), more])
 
 
 def pairs(found: Results) -> str:
     """With fewer and more pairs, the steps the same."""
     few, some, more = ((f"{number:,}", "pairs", {"num_pairs": number}) for number in FEWER_OR_MORE)
-    return varied_table(found, "pairs", "pairs", [few, some, (f"{NUM_PAIRS:,}", "final", _FINAL), more])
+    return varied_table(found, "pairs", [few, some, (f"{NUM_PAIRS:,}", "final", {}), more])
 
 
 def weight(found: Results) -> str:
@@ -190,13 +186,11 @@ def weight(found: Results) -> str:
         for value in WEIGHTS:
             yield f"{value:g}", *(percent(found.accuracies("weight", "longpo", exam, weight=value)) for exam in EXAMS)
 
-    return table(("beta x pref_coef x tokens / 2", *EXAMS.values()), rows()) if found.has("weight") else NOT_RUN
+    return table(("beta x pref_coef x tokens / 2", *EXAMS.values()), rows())
 
 
 def rounds(found: Results) -> str:
     """One round, two rounds, and the second's length at once."""
-    if not found.has("rounds"):
-        return NOT_RUN
     exams = ("1", "4", "8", "16", "skills")
 
     def rows() -> Iterator[Sequence[str]]:
@@ -211,24 +205,28 @@ def rounds(found: Results) -> str:
     return table(("method", "lengths", "1 length", "4", "8", "16", "skills"), rows())
 
 
-BLOCKS: dict[str, Callable[[Results], str]] = {
-    "main": main_table,
-    "differences": differences,
-    "tuning": tuning,
-    "noise": noise,
-    "weight": weight,
-    "steps": steps,
-    "pairs": pairs,
-    "rounds": rounds,
+Block = Callable[[Results], str]
+BLOCKS: dict[str, tuple[str, Block]] = {
+    "main": ("final", main_table),
+    "differences": ("final", differences),
+    "tuning": ("tune", tuning),
+    "noise": ("noise", noise),
+    "weight": ("weight", weight),
+    "steps": ("steps", steps),
+    "pairs": ("pairs", pairs),
+    "rounds": ("rounds", rounds),
 }
+"""What stands between marks of the page: the phase that it needs, and what writes it."""
+NOT_RUN = "Not run on all bases yet.\n"
 
 
 def with_results(page: str, found: Results) -> str:
     """The page with what stands between the marks of every block replaced."""
-    for name, block in BLOCKS.items():
+    for name, (phase, block) in BLOCKS.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         before, rest = page.split(begin)
-        page = f"{before}{begin}\n{block(found)}\n{end}{rest.split(end)[1]}"
+        text = block(found) if found.has(phase) else NOT_RUN
+        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
     return page
 
 
@@ -263,7 +261,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = Results(finished_jobs(RESULTS))
     PAGE.write_text(with_results(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
-    draw(found, PICTURE)
+    if found.has("final"):
+        draw(found, PICTURE)
 
 
 if __name__ == "__main__":
