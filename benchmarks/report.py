@@ -22,9 +22,14 @@ def main() -> None:
 
 def with_results(text: str, names: Iterable[str]) -> str:
     """``text`` with what stands between its marks replaced by the table of these results."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + "\n" + table(names) + "\n" + END + after
+    return between(text, BEGIN, END, table(names))
+
+
+def between(text: str, begin: str, end: str, new: str) -> str:
+    """``text`` with what stands between two marks, each there once, replaced by ``new`` and a blank line around it."""
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{new}\n{end}{after}"
 
 
 def table(names: Iterable[str]) -> str:

@@ -4,9 +4,15 @@ Python's own module also reads and writes NaN and Infinity, turns 1e999 into inf
 one name, and lets half a surrogate pair through, which no UTF-8 file can hold.
 """
 
+import codecs
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeGuard
+
+from megatron_longpo.errors import UserError
+from megatron_longpo.files import reading
 
 
 def loads(text: str) -> Any:
@@ -22,6 +28,28 @@ def loads(text: str) -> Any:
     if "\\ud" in text.lower() and (half := half_surrogate(value)):
         raise ValueError(half)
     return value
+
+
+def read_lines(path: Path, example: str) -> Iterator[tuple[str, Any]]:
+    """Yield ``(FILE:LINE, value)`` of a file of JSON lines; blank ones, and a byte order mark before all, are left out.
+
+    Args:
+        example: the end of the message on a line that is not JSON, like "an answer is like {...}".
+
+    Raises:
+        UserError: the file cannot be read, or a line is not what `loads` reads.
+    """
+    with reading(path, OSError), path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not text.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                value = loads(text.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not a JSON line ({error}); {example}") from error
+            yield where, value
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from examples.miniature.methods import ANSWER_TOKENS, QUESTION_ROOM
 from examples.miniature.model import END, LENGTH, PAD, head_ids, turn_ids
 from examples.miniature.task import (
     KINDS,
@@ -30,7 +31,7 @@ from megatron_longpo.files import atomic_file
 
 MULTIPLES = (1, 2, 4, 8)
 """Lengths of the examined texts, in lengths of the texts that the base is taught."""
-ROOM = 16
+ROOM = QUESTION_ROOM + ANSWER_TOKENS
 """Tokens for a question and its answer."""
 EXAM_SEED = 11
 Exam = Sequence[tuple[Text | None, Sequence[Question]]]

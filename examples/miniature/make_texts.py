@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from examples.miniature.methods import REACH
@@ -44,7 +45,7 @@ def questions_on(draw: random.Random, name: str, text: Text) -> list[dict[str, o
     return list(lines.values())
 
 
-def write_lines(path: Path, lines: list[dict[str, object]]) -> None:
+def write_lines(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
     """Write JSON lines, all or none."""
     with atomic_file(path) as partial:
         partial.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")

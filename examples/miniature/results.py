@@ -10,7 +10,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks import report
 from examples.miniature.methods import METHODS
+from examples.miniature.report import EXAMS
 from examples.miniature.study import (
     AT_ONCE,
     BASES,
@@ -18,7 +20,6 @@ from examples.miniature.study import (
     FEWER_OR_MORE,
     FEWER_OR_MORE_STEPS,
     ITERATED,
-    LOWER_RATES,
     NOISES,
     NUM_PAIRS,
     STEPS,
@@ -29,13 +30,12 @@ from examples.miniature.study import (
     chosen_settings,
     comparison_jobs,
     finished_jobs,
-    mean_score,
+    tuning_scores,
 )
 from examples.stages import ROOT
 
-RESULTS = ROOT / "benchmarks" / "results" / "miniature_study.jsonl"
+RESULTS = report.RESULTS / "miniature_study.jsonl"
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
-EXAMS = {"1": "1 length", "2": "2", "4": "4 (trained)", "8": "8", "skills": "skills"}
 DIFFERENCES = (
     ("longpo", "sft"),
     ("longpo", "sft-response"),
@@ -74,9 +74,9 @@ class Results:
         """Accuracy in an exam, a base each."""
         return [self.done[self.job(phase, method, base, **varied)][which][exam]["all"] for base in BASES]
 
-    def has(self, phase: str) -> bool:
-        """Whether every job of that phase is done."""
-        return all(job in self.done for jobs in comparison_jobs(self.chosen) for job in jobs if job.phase == phase)
+    def has(self, *phases: str) -> bool:
+        """Whether every job of those phases is done."""
+        return all(job in self.done for jobs in comparison_jobs(self.chosen) for job in jobs if job.phase in phases)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -108,14 +108,11 @@ def tuning(found: Results) -> str:
 
     def rows() -> Iterator[Sequence[str]]:
         for name, method in METHODS.items():
-            trial, rate = found.chosen[name]
-            scores = [mean_score(found.done, phase="tune", method=name, trial=n) for n in range(len(method.trials))]
-            scores += [
-                mean_score(found.done, phase="refine", method=name, trial=trial, rate=rate) for rate in LOWER_RATES
-            ]
-            values = {**method.trials[trial], "lr": method.trials[trial]["lr"] * rate}
-            setting = ", ".join(f"{option.removeprefix('longpo-')} {value:g}" for option, value in values.items())
-            yield method.title, setting, f"{max(scores):.3f}", f"{min(scores):.3f} to {max(scores):.3f}"
+            scores = tuning_scores(found.done, name)
+            low, high = min(scores.values()), max(scores.values())
+            options = found.chosen[name].options(method)
+            setting = ", ".join(f"{option.removeprefix('longpo-')} {value:g}" for option, value in options.items())
+            yield method.title, setting, f"{high:.3f}", f"{low:.3f} to {high:.3f}"
 
     return table(("method", "chosen setting", "score", "of all eight"), rows())
 
@@ -206,27 +203,25 @@ def rounds(found: Results) -> str:
 
 
 Block = Callable[[Results], str]
-BLOCKS: dict[str, tuple[str, Block]] = {
-    "main": ("final", main_table),
-    "differences": ("final", differences),
-    "tuning": ("tune", tuning),
-    "noise": ("noise", noise),
-    "weight": ("weight", weight),
-    "steps": ("steps", steps),
-    "pairs": ("pairs", pairs),
-    "rounds": ("rounds", rounds),
+BLOCKS: dict[str, tuple[Sequence[str], Block]] = {
+    "main": (("final",), main_table),
+    "differences": (("final",), differences),
+    "tuning": (("tune",), tuning),
+    "noise": (("noise",), noise),
+    "weight": (("weight",), weight),
+    "steps": (("steps",), steps),
+    "pairs": (("pairs",), pairs),
+    "rounds": (("rounds", "at-once"), rounds),
 }
-"""What stands between marks of the page: the phase that it needs, and what writes it."""
+"""What stands between marks of the page: the phases that it needs, and what writes it."""
 NOT_RUN = "Not run on all bases yet.\n"
 
 
 def with_results(page: str, found: Results) -> str:
     """The page with what stands between the marks of every block replaced."""
-    for name, (phase, block) in BLOCKS.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-        before, rest = page.split(begin)
-        text = block(found) if found.has(phase) else NOT_RUN
-        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+    for name, (phases, block) in BLOCKS.items():
+        text = block(found) if found.has(*phases) else NOT_RUN
+        page = report.between(page, f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n", text)
     return page
 
 

@@ -28,7 +28,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from examples.miniature.evaluate import EXAM_SEED, MULTIPLES, Exams
-from examples.miniature.methods import METHODS, Reach, Trial
+from examples.miniature.methods import METHODS, Method, Reach, Trial
 from examples.miniature.model import POLICY_THETA
 from examples.miniature.workshop import Dataset, Trained, Workshop
 from megatron_longpo.journal import Journal, journal_lines
@@ -78,6 +78,18 @@ class Job:
     def name(self) -> str:
         """Of its folder."""
         return "-".join(str(value) for value in asdict(self).values())
+
+
+class Setting(NamedTuple):
+    """One of a method's trials, with a part of its learning rate."""
+
+    trial: int
+    rate: float = 1.0
+
+    def options(self, method: Method) -> Trial:
+        """Of the training program."""
+        trial = method.trials[self.trial]
+        return {**trial, "lr": trial["lr"] * self.rate}
 
 
 class Study:
@@ -172,8 +184,7 @@ class Study:
         return found
 
     def _trial(self, job: Job) -> Trial:
-        trial = METHODS[job.method].trials[job.trial]
-        trial = {**trial, "lr": trial["lr"] * job.rate}
+        trial = Setting(job.trial, job.rate).options(METHODS[job.method])
         if job.weight is None:
             return trial
         num_tokens = self.workshop.num_tokens(job.base, Dataset(job.num_pairs, job.noise))
@@ -200,20 +211,14 @@ def tuning_jobs() -> list[Job]:
 
 
 def refining_jobs(done: Done) -> list[Job]:
-    """The best setting of every method with lower learning rates."""
+    """The best trial of every method with lower learning rates."""
+    best_trials = {name: best(tuning_scores(done, name, rates=())).trial for name in METHODS}
     return [
-        Job(phase="refine", base=base, method=name, trial=best_trial(done, name), rate=rate)
+        Job(phase="refine", base=base, method=name, trial=best_trials[name], rate=rate)
         for rate in LOWER_RATES
         for name in METHODS
         for base in TUNING_BASES
     ]
-
-
-class Setting(NamedTuple):
-    """What is chosen for a method."""
-
-    trial: int
-    rate: float
 
 
 def comparison_jobs(chosen: Mapping[str, Setting]) -> list[list[Job]]:
@@ -237,27 +242,26 @@ def comparison_jobs(chosen: Mapping[str, Setting]) -> list[list[Job]]:
 
 
 def chosen_settings(done: Done) -> dict[str, Setting]:
-    """The best setting of every method, of the refined ones too."""
-    chosen: dict[str, Setting] = {}
-    for name in METHODS:
-        trial = best_trial(done, name)
-        scores = {1.0: mean_score(done, phase="tune", method=name, trial=trial)}
-        scores |= {rate: mean_score(done, phase="refine", method=name, trial=trial, rate=rate) for rate in LOWER_RATES}
-        chosen[name] = Setting(trial, max(scores, key=scores.__getitem__))
-    return chosen
+    """The setting of every method that has the highest score; the earlier one of equals."""
+    return {name: best(tuning_scores(done, name)) for name in METHODS}
 
 
-def best_trial(done: Done, method: str) -> int:
-    """The trial with the highest score; the earlier one of equals."""
-    scores = [
-        mean_score(done, phase="tune", method=method, trial=trial) for trial in range(len(METHODS[method].trials))
-    ]
-    return scores.index(max(scores))
+def best(scores: Mapping[Setting, float]) -> Setting:
+    """The setting with the highest score; the earlier one of equals."""
+    return max(scores, key=scores.__getitem__)
 
 
-def mean_score(done: Done, **fields: Any) -> float:
-    """The mean score over the tuning bases of the jobs with these fields."""
-    return mean(score(done[Job(base=base, **fields)]) for base in TUNING_BASES)
+def tuning_scores(done: Done, method: str, rates: Sequence[float] = LOWER_RATES) -> dict[Setting, float]:
+    """The scores of a method's trials, and of the best of them with the lower ``rates``."""
+
+    def mean_score(phase: str, setting: Setting) -> float:
+        jobs = (Job(phase=phase, base=base, method=method, **setting._asdict()) for base in TUNING_BASES)
+        return mean(score(done[job]) for job in jobs)
+
+    trials = [Setting(trial) for trial in range(len(METHODS[method].trials))]
+    scores = {setting: mean_score("tune", setting) for setting in trials}
+    refined = [Setting(best(scores).trial, rate) for rate in rates]
+    return scores | {setting: mean_score("refine", setting) for setting in refined}
 
 
 def score(line: dict[str, Any]) -> float:

@@ -179,7 +179,7 @@ def _build(
     if data.parent.exists():
         return
     with atomic_directory(data.parent) as folder:
-        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        make_texts.write_lines(folder / "pairs.jsonl", pairs)
         forks.verb("build", *build_options(folder / "pairs.jsonl", model, folder / data.name, reach), log=log)
         for context in reads:
             score = ("--data", folder / data.name, "--checkpoint", imported, "--context", context)

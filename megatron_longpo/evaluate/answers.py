@@ -6,7 +6,6 @@
 ``options`` are those of a multiple choice, in the order A to D. Other fields are left alone.
 """
 
-import codecs
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from typing import Any
 from megatron_longpo import strict_json
 from megatron_longpo.errors import UserError
 from megatron_longpo.evaluate.rules import LETTERS, Rule
-from megatron_longpo.files import reading
 
 EXAMPLE = '{"answer": "She left for Lyon.", "references": ["Lyon"]}'
+_LIKE = f"an answer is like {EXAMPLE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,8 @@ def read_answers(path: Path) -> Iterator[Answer]:
     Raises:
         UserError: the file cannot be read, or a line is no answer; with file and line.
     """
-    with reading(path, OSError), path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                yield _parse(line, f"{path}:{number}")
+    for where, fields in strict_json.read_lines(path, _LIKE):
+        yield _parse(fields, where)
 
 
 def score_answers(rule: Rule, answers: Iterator[Answer], source: Path) -> Score:
@@ -84,13 +79,9 @@ def score_of(scores: Sequence[float]) -> Score:
     return Score(100 * mean(scores), len(scores), error)
 
 
-def _parse(line: bytes, where: str) -> Answer:
-    try:
-        fields: Any = strict_json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON line ({error}); an answer is like {EXAMPLE}") from error
+def _parse(fields: Any, where: str) -> Answer:
     if not strict_json.is_object(fields) or not isinstance(fields.get("answer"), str):
-        raise UserError(f'{where}: no "answer" that is a text; an answer is like {EXAMPLE}')
+        raise UserError(f'{where}: no "answer" that is a text; {_LIKE}')
     references, options = (_texts(fields.get(name, []), name, where) for name in ("references", "options"))
     if not references:
         raise UserError(f'{where}: no "references"; give what would be right, like {EXAMPLE}')
@@ -101,5 +92,5 @@ def _parse(line: bytes, where: str) -> Answer:
 
 def _texts(value: object, name: str, where: str) -> tuple[str, ...]:
     if not strict_json.is_array(value) or not all(isinstance(one, str) for one in value):
-        raise UserError(f'{where}: "{name}" is no list of texts; an answer is like {EXAMPLE}')
+        raise UserError(f'{where}: "{name}" is no list of texts; {_LIKE}')
     return tuple(value)

@@ -20,6 +20,7 @@ from megatron_longpo.files import reading
 
 FIELDS = {"document", "question", "evidence"}
 EXAMPLE = '{"document": "book.txt", "question": "Who built the mill?", "evidence": "The mill was built by"}'
+_LIKE = f"a question is like {EXAMPLE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,13 @@ class GivenQuestions:
             UserError: it cannot be read, holds no question, or a line is not one; with file and line.
         """
         self._by_document: dict[str, list[GivenQuestion]] = {}
-        digest = hashlib.sha256()
-        with reading(path, OSError), path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                digest.update(line)
-                if line.strip():
-                    document, question = _parse(line, f"{path}:{number}")
-                    self._by_document.setdefault(document, []).append(question)
+        for where, fields in strict_json.read_lines(path, _LIKE):
+            document, question = _parse(fields, where)
+            self._by_document.setdefault(document, []).append(question)
         if not self._by_document:
             raise UserError(f"{path}: holds no question; give one a line, like {EXAMPLE}")
-        self.sha256 = digest.hexdigest()
+        with reading(path, OSError), path.open("rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         """Of the file, for the journal."""
 
     def about(self, documents: Iterable[str]) -> list[GivenQuestion]:
@@ -71,19 +69,15 @@ def by_chunk(questions: Sequence[GivenQuestion], chunks: Sequence[str]) -> tuple
     return tuple(map(tuple, found))
 
 
-def _parse(line: bytes, where: str) -> tuple[str, GivenQuestion]:
+def _parse(fields: Any, where: str) -> tuple[str, GivenQuestion]:
     """(document, question) of a line."""
-    try:
-        fields: Any = strict_json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON line ({error}); a question is like {EXAMPLE}") from error
     if not strict_json.is_object(fields) or set(fields) != FIELDS:
         raise UserError(f"{where}: a question has the fields {', '.join(sorted(FIELDS))} and no others: {EXAMPLE}")
     stretches: Any = fields["evidence"] if strict_json.is_array(fields["evidence"]) else [fields["evidence"]]
     texts = [(name, fields[name]) for name in ("document", "question")]
     for name, text in (*texts, *(("evidence", stretch) for stretch in stretches)):
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{where}: {name} is {text!r:.60}, and must be a text; a question is like {EXAMPLE}")
+            raise UserError(f"{where}: {name} is {text!r:.60}, and must be a text; {_LIKE}")
     if not stretches:
         raise UserError(f"{where}: evidence is an empty list; name a stretch of the document that the answer is in")
     return fields["document"], GivenQuestion(fields["question"].strip(), tuple(text.strip() for text in stretches))

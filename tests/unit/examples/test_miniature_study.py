@@ -19,11 +19,12 @@ from examples.miniature.study import (
     Done,
     Job,
     Setting,
-    best_trial,
+    best,
     chosen_settings,
     comparison_jobs,
     refining_jobs,
     tuning_jobs,
+    tuning_scores,
 )
 from examples.miniature.task import NAMES, THINGS, TOWNS
 from examples.miniature.workshop import Dataset, Workshop, with_noise
@@ -73,9 +74,9 @@ def test_the_setting_that_loses_nothing_wins() -> None:
         for base in TUNING_BASES
         for trial in range(NUM_TRIALS)
     }
-    assert best_trial(done, "sft") == 0
+    assert best(tuning_scores(done, "sft", rates=())) == Setting(0)
     done[Job(phase="tune", base=0, method="sft", trial=3)] = line(0.9, 0.9)
-    assert best_trial(done, "sft") == 3
+    assert best(tuning_scores(done, "sft", rates=())) == Setting(3)
 
 
 def test_the_best_setting_is_tried_with_lower_rates_and_the_best_of_all_is_taken() -> None:
