@@ -43,6 +43,7 @@ DIFFERENCES = (
     ("longpo", "dpo-nll"),
     ("longpo", "longpo-released"),
     ("longpo", "longpo-no-nll"),
+    ("longpo-released", "sft"),
     ("longpo-response", "sft-response"),
     ("solopo-dpo", "longpo"),
     ("solopo-simpo", "longpo"),
