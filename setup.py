@@ -37,7 +37,7 @@ EXTRAS = {
     # generate --runner ray.
     "ray": ["ray"],
     # dateutil 4 brings a typepy with which lm-eval's command line ends in a traceback.
-    "evaluate": ["lm-eval[ruler,api]>=0.4.13", "python-dateutil<3", "rouge-score"],
+    "evaluate": ["lm-eval[ruler,api]>=0.4.13", "python-dateutil<3", "rouge-score", "matplotlib", "openai"],
     "bench": ["matplotlib"],
     # The model of the quickstart is a GGUF file, which transformers reads with these two.
     "quickstart": ["accelerate", "gguf", "matplotlib"],

@@ -13,6 +13,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """What flock answers on a file system without locks: some NFS and FUSE mounts."""
 
 
+class InUse(UserError):
+    """Another process holds the lock."""
+
+
 class Lock:
     """A file or folder that one process holds; the kernel lets go of it when the process ends, however it ends."""
 
@@ -27,7 +31,7 @@ class Lock:
             guards: the output that the user knows of, if ``path`` is only its temporary name.
 
         Raises:
-            UserError: another process holds it.
+            InUse: another process holds it.
         """
         self.path = path
         self._guards = guards or path
@@ -50,7 +54,7 @@ class Lock:
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
+            raise InUse(
                 f"{self._guards}: in use by {_holder(self.descriptor)}; another process is writing it: wait for that "
                 "one, or stop it first, or choose another output"
             ) from error

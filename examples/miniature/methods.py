@@ -154,7 +154,8 @@ def generate_options(model: Path, texts: Path, reach: Reach = REACH) -> list[str
     """Of ``megatron-longpo generate``, for a folder of make_texts.py."""
     return [
         *("--documents", f"{texts / 'texts.jsonl'}", "--questions", f"{texts / 'questions.jsonl'}"),
-        *("--model", f"{model}", "--domain", "prose", "--length", f"{reach.max_length}", "--min-length", "96"),
+        *("--model", f"{model}", "--domain", "prose", "--length", f"{reach.max_length}"),
+        *("--min-length", f"{reach.text_tokens * 2 // 5}"),  # more than its chunks need at the least
         *("--num-turns", f"{NUM_TURNS}", "--min-turns", "1", "--max-duplicate", "1"),
         *("--min-chunk-tokens", "16", "--max-chunk-tokens", f"{reach.chunk_tokens}"),
         *("--question-room", f"{QUESTION_ROOM}", "--answer-tokens", f"{ANSWER_TOKENS}", "--batch-size", "64"),

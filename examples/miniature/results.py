@@ -1,6 +1,6 @@
 """Put the study's committed results into docs/results.md, and draw them: python -m examples.miniature.results
 
-Means are over the bases of the comparison; "+-" is half of a 95% interval by Student's t over them. A difference is
+Means are over the bases; "+-" is half of a 95% interval by Student's t over them. A difference is
 taken on each base, and then its mean and interval.
 """
 
@@ -19,18 +19,21 @@ from examples.miniature.study import (
     COMPARED,
     FEWER_OR_MORE,
     FEWER_OR_MORE_STEPS,
+    FINAL_PHASES,
     ITERATED,
     NOISES,
     NUM_PAIRS,
     STEPS,
     TUNING_PHASES,
+    VARIED_BASES,
     WEIGHTS,
     Done,
     Job,
     chosen_settings,
-    comparison_jobs,
+    final_jobs,
     finished_jobs,
     tuning_scores,
+    varied_jobs,
 )
 from examples.stages import ROOT
 
@@ -58,13 +61,14 @@ class Results:
     """What the study found."""
 
     def __init__(self, done: Done) -> None:
-        """Take what is of the bases as they were examined last."""
-        weights = {job.base: line["weights"] for job, line in done.items() if job.phase == "base" and job.base in BASES}
-        self.done = {
-            job: line
-            for job, line in done.items()
-            if job.phase in TUNING_PHASES or line.get("weights") == weights.get(job.base)
-        }
+        """Take of every base what belongs together: its final runs, and its varied runs, with one set of weights."""
+        weights = {(job.base, job.phase): line.get("weights") for job, line in done.items()}
+
+        def belongs(job: Job) -> bool:
+            first = "base" if job.phase in FINAL_PHASES else "centre"
+            return job.phase in TUNING_PHASES or done[job].get("weights") == weights.get((job.base, first))
+
+        self.done = {job: line for job, line in done.items() if belongs(job)}
         self.chosen = chosen_settings(done)
 
     def job(self, phase: str, method: str, base: int, **varied: Any) -> Job:
@@ -73,11 +77,14 @@ class Results:
 
     def accuracies(self, phase: str, method: str, exam: str, which: str = "exam", **varied: Any) -> list[float]:
         """Accuracy in an exam, a base each."""
-        return [self.done[self.job(phase, method, base, **varied)][which][exam]["all"] for base in BASES]
+        bases = BASES if phase in FINAL_PHASES else VARIED_BASES
+        return [self.done[self.job(phase, method, base, **varied)][which][exam]["all"] for base in bases]
 
     def has(self, *phases: str) -> bool:
         """Whether every job of those phases is done."""
-        return all(job in self.done for jobs in comparison_jobs(self.chosen) for job in jobs if job.phase in phases)
+        jobs = [job for base in BASES for job in final_jobs(base, self.chosen)]
+        jobs += [job for base in VARIED_BASES for job in varied_jobs(base, self.chosen)]
+        return all(job in self.done for job in jobs if job.phase in phases)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -161,20 +168,20 @@ def varied_table(found: Results, what: str, values: Sequence[tuple[str, str, dic
 
 def noise(found: Results) -> str:
     """As more of the chosen answers are wrong."""
-    values = [("as generated", "final", {}), *((f"{part:.0%}", "noise", {"noise": part}) for part in NOISES)]
+    values = [("as generated", "centre", {}), *((f"{part:.0%}", "noise", {"noise": part}) for part in NOISES)]
     return varied_table(found, "made wrong", values)
 
 
 def steps(found: Results) -> str:
     """With fewer and more steps."""
     fewer, more = ((f"{number}", "steps", {"steps": number}) for number in FEWER_OR_MORE_STEPS)
-    return varied_table(found, "steps", [fewer, (f"{STEPS}", "final", {}), more])
+    return varied_table(found, "steps", [fewer, (f"{STEPS}", "centre", {}), more])
 
 
 def pairs(found: Results) -> str:
     """With fewer and more pairs, the steps the same."""
     few, some, more = ((f"{number:,}", "pairs", {"num_pairs": number}) for number in FEWER_OR_MORE)
-    return varied_table(found, "pairs", [few, some, (f"{NUM_PAIRS:,}", "final", {}), more])
+    return varied_table(found, "pairs", [few, some, (f"{NUM_PAIRS:,}", "centre", {}), more])
 
 
 def weight(found: Results) -> str:
@@ -208,10 +215,10 @@ BLOCKS: dict[str, tuple[Sequence[str], Block]] = {
     "main": (("final",), main_table),
     "differences": (("final",), differences),
     "tuning": (("tune",), tuning),
-    "noise": (("noise",), noise),
+    "noise": (("centre", "noise"), noise),
     "weight": (("weight",), weight),
-    "steps": (("steps",), steps),
-    "pairs": (("pairs",), pairs),
+    "steps": (("centre", "steps"), steps),
+    "pairs": (("centre", "pairs"), pairs),
     "rounds": (("rounds", "at-once"), rounds),
 }
 """What stands between marks of the page: the phases that it needs, and what writes it."""

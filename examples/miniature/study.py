@@ -14,7 +14,10 @@ The rule, written before the final runs:
   to 6.
 - It is then run once on each base of the comparison, examined on texts that no tuning run saw.
 
-What is varied after that (noise, pairs, steps, the weight of answer tokens, a second round) keeps those settings.
+What is varied after that (noise, pairs, steps, the weight of answer tokens, a second round) keeps those settings, and
+is run on three of the bases, each with its own runs of nothing varied to compare with. Another kind of CPU pretrains
+other weights from the same seed, so what belongs together is told by the weights: a base's final runs, and its varied
+runs, are each of one set of weights, and what was whole before is never run again.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from itertools import batched
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -33,7 +37,7 @@ from examples.miniature.model import POLICY_THETA
 from examples.miniature.workshop import Dataset, Trained, Workshop
 from megatron_longpo.journal import Journal, journal_lines
 
-TUNING_BASES, BASES = (0, 1), (2, 3, 4, 5, 6)
+TUNING_BASES, BASES, VARIED_BASES = (0, 1), (2, 3, 4, 5, 6), (2, 3, 4)
 NUM_TEXTS, STEPS = 1700, 175
 """Texts that a base answers questions on, enough for 1,600 pairs; steps of every run."""
 NUM_PAIRS = 1400
@@ -42,7 +46,7 @@ FEWER_OR_MORE, NOISES, FEWER_OR_MORE_STEPS = (100, 400, 1600), (0.1, 0.2), (44, 
 WEIGHTS = (0.0, 0.5, 2.0, 6.5, 20.0, 60.0)
 """Of an answer token in the preference, in units of its weight in the NLL: beta * pref_coef * tokens / 2, at a margin
 of 0. The released coefficients have 6.5 at 131,072 tokens."""
-TUNING_PHASES = ("tune", "refine")
+TUNING_PHASES, FINAL_PHASES = ("tune", "refine"), ("base", "final")
 TUNING_EXAM, FINAL_EXAM = EXAM_SEED + 1, EXAM_SEED + 2
 COMPARED = ("sft", "sft-response", "dpo", "longpo", "longpo-response")
 """Methods whose growth with pairs, steps and noise is measured."""
@@ -60,8 +64,8 @@ class Job:
     """One training run and its exam, or the exam of a base."""
 
     phase: str
-    """base, tune, refine, final; noise, pairs, steps, weight: one thing is varied; rounds: a second one, by the model
-    that the first one trained; at-once: the second round's texts by the base."""
+    """base, tune, refine, final; centre: nothing is varied; noise, pairs, steps, weight: one thing is; rounds: a second
+    one, by the model that the first one trained; at-once: the second round's texts by the base."""
     base: int
     method: str
     trial: int = 0
@@ -102,13 +106,23 @@ class Study:
 
     def run(self) -> None:
         """Do everything that is not done."""
-        self._make_all(TUNING_BASES)
         self._do_all(tuning_jobs())
         self._do_all(refining_jobs(self.done))
-        self._make_all(BASES)
-        self._do_all([Job(phase="base", base=base, method=name) for base in BASES for name in ("base", "raised")])
-        for jobs in comparison_jobs(chosen_settings(self.done)):
-            self._do_all(jobs)
+        chosen = chosen_settings(self.done)
+        self._compare({base: final_jobs(base, chosen) for base in BASES})
+        self._compare({base: varied_jobs(base, chosen) for base in VARIED_BASES})
+
+    def _compare(self, jobs: Mapping[int, Sequence[Job]]) -> None:
+        """Do the jobs of every base whose jobs are not all done with one set of weights; as many bases at a time as
+        there are processes, so that some are whole early."""
+        unfinished = [base for base in jobs if not self._is_whole(jobs[base])]
+        for bases in batched(unfinished, self.num_processes):
+            self._make_all(bases)  # first: whether a line is of the base as it is can only be told when it is there
+            for base in bases:
+                self._do_all(jobs[base], self.workshop.weights(base))
+
+    def _is_whole(self, jobs: Sequence[Job]) -> bool:
+        return all(job in self.done for job in jobs) and len({self.done[job].get("weights") for job in jobs}) == 1
 
     def _make_all(self, bases: Sequence[int]) -> None:
         for base in self._at_once(self._make_base, bases):
@@ -123,9 +137,11 @@ class Study:
         self.workshop.make_dataset(*needed)
         return needed
 
-    def _do_all(self, jobs: Sequence[Job]) -> None:
-        missing = [job for job in jobs if not self._is_done(job)]
-        print(f"{len(jobs)} jobs of phase {jobs[0].phase}, {len(missing)} to do", flush=True)
+    def _do_all(self, jobs: Sequence[Job], weights: str | None = None) -> None:
+        """Do what is not done, or was with other weights than those given."""
+        missing = [job for job in jobs if job not in self.done or weights not in (None, self.done[job].get("weights"))]
+        print(f"{len(jobs)} jobs from phase {jobs[0].phase} on, {len(missing)} to do", flush=True)
+        self._make_all(sorted({job.base for job in missing}))
         needed = {(job.base, Dataset(job.num_pairs, job.noise)) for job in missing}
         for base, dataset in self._at_once(self._make_dataset, sorted(needed)):
             print(f"base {base} has a dataset of {dataset.num_pairs} pairs, noise {dataset.noise}", flush=True)
@@ -134,11 +150,6 @@ class Study:
             job = Job(**record["job"])
             self.done[job] = record
             print(f"{job.name}: {summary(record['exam'])}", flush=True)
-
-    def _is_done(self, job: Job) -> bool:
-        """Whether it has its line, and that is of the base as it is: one made on another machine may be another."""
-        line = self.done.get(job)
-        return line is not None and (job.phase in TUNING_PHASES or line["weights"] == self.workshop.weights(job.base))
 
     def _at_once[Item, Result](self, do: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """What ``do`` returns for each item, as it comes."""
@@ -221,24 +232,29 @@ def refining_jobs(done: Done) -> list[Job]:
     ]
 
 
-def comparison_jobs(chosen: Mapping[str, Setting]) -> list[list[Job]]:
-    """What is run with the chosen settings: the final runs, and then those where one thing is varied."""
-
-    def on_bases(methods: Sequence[str], phase: str, **varied: Any) -> list[Job]:
-        return [
-            Job(phase=phase, base=base, method=name, **chosen[name]._asdict(), **varied)
-            for base in BASES
-            for name in methods
-        ]
-
+def final_jobs(base: int, chosen: Mapping[str, Setting]) -> list[Job]:
+    """The main comparison on a base: as it is, with a raised RoPE base, and after every method."""
     return [
-        on_bases(tuple(METHODS), "final"),
-        [job for weight in WEIGHTS for job in on_bases(("longpo",), "weight", weight=weight)],
-        [job for noise in NOISES for job in on_bases(COMPARED, "noise", noise=noise)],
-        [job for steps in FEWER_OR_MORE_STEPS for job in on_bases(COMPARED, "steps", steps=steps)],
-        [job for num_pairs in FEWER_OR_MORE for job in on_bases(COMPARED, "pairs", num_pairs=num_pairs)],
-        [*on_bases(ITERATED, "rounds"), *on_bases(ITERATED, "at-once")],
+        *(Job(phase="base", base=base, method=name) for name in ("base", "raised")),
+        *_jobs(base, chosen, tuple(METHODS), "final"),
     ]
+
+
+def varied_jobs(base: int, chosen: Mapping[str, Setting]) -> list[Job]:
+    """What is run on a base with one thing varied, and with nothing varied."""
+    return [
+        *_jobs(base, chosen, COMPARED, "centre"),
+        *(job for weight in WEIGHTS for job in _jobs(base, chosen, ("longpo",), "weight", weight=weight)),
+        *(job for noise in NOISES for job in _jobs(base, chosen, COMPARED, "noise", noise=noise)),
+        *(job for steps in FEWER_OR_MORE_STEPS for job in _jobs(base, chosen, COMPARED, "steps", steps=steps)),
+        *(job for number in FEWER_OR_MORE for job in _jobs(base, chosen, COMPARED, "pairs", num_pairs=number)),
+        *_jobs(base, chosen, ITERATED, "rounds"),
+        *_jobs(base, chosen, ITERATED, "at-once"),
+    ]
+
+
+def _jobs(base: int, chosen: Mapping[str, Setting], methods: Sequence[str], phase: str, **varied: Any) -> list[Job]:
+    return [Job(phase=phase, base=base, method=name, **chosen[name]._asdict(), **varied) for name in methods]
 
 
 def chosen_settings(done: Done) -> dict[str, Setting]:

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 
 from megatron_longpo.commands.import_hf import DTYPE_CHOICES, add_verify_options, check_verify_options, verify
+from megatron_longpo.errors import UserError
+from megatron_longpo.evaluate.report.card_section import card_section
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +27,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORG/NAME",
         help="name on the Hub of the model that was imported, for the card (default: what its own files say)",
     )
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="DIR",
+        help="folder with the report.json of evaluate report: the card shows its tables of this model and of the first",
+    )
+    parser.add_argument(
+        "--evaluation-model", metavar="NAME", help="this model's name in the report (default: the report's last)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Export and say what came out."""
     check_verify_options(args)
+    evaluation = _evaluation(args)
     from megatron_longpo.hf.export_hf import export_hf  # torch is slow to import; --help need not wait for it
 
     def check(folder: Path) -> None:
         verify(args, folder, args.checkpoint, args.iteration)
 
     started = time.monotonic()
-    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype, args.base_model, check)
+    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype, args.base_model, check, evaluation)
     print(f"exported {num_bytes / 1e9:.2f} GB of weights -> {args.output} in {time.monotonic() - started:.1f} s")
+
+
+def _evaluation(args: argparse.Namespace) -> str:
+    """The card's section, read before anything is written; empty if none was asked for."""
+    if args.evaluation is not None:
+        return card_section(args.evaluation, args.evaluation_model)
+    if args.evaluation_model is not None:
+        raise UserError(f"--evaluation-model {args.evaluation_model}: of which report? Give --evaluation DIR too")
+    return ""

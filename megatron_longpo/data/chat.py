@@ -156,6 +156,19 @@ def apply_template(
     return text
 
 
+def begin_answer(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], answer_start: str) -> str:
+    """The conversation with the beginning of its next answer, as a model has it before it that wrote this itself.
+
+    Raises:
+        UserError: the template fails, or rewrites the beginning.
+    """
+    question: list[Message] = [{"role": "user", "content": "Which?"}]  # `messages` may be megabytes
+    asked = apply_template(tokenizer, question)
+    answered = apply_template(tokenizer, [*question, {"role": "assistant", "content": answer_start}])
+    _, end = _response_range(tokenizer, question, asked, answer_start)
+    return apply_template(tokenizer, list(messages)) + answered[len(asked) : end]
+
+
 def _stand_in(text: str) -> str:
     """A character of Unicode's private-use area that ``text`` does not hold; no template strips or reads it."""
     return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)

@@ -6,9 +6,6 @@ Ctrl-C (the parent stops them) and end with their parent, however that ends.
 
 import functools
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +19,7 @@ from megatron_longpo.data.pair import parse_pair
 from megatron_longpo.data.render import Overlong, RenderedPair, render_pair
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import TooLong, UserError
+from megatron_longpo.workers import start_worker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +86,7 @@ def _results_of_workers(
     # Forked from a process without threads that has the slow imports behind it: safer than fork, faster than spawn.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["transformers.models.auto.tokenization_auto"])
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker)
     waiting: deque[Future[RenderedLine]] = deque()
     try:
         for where, line in lines:
@@ -99,20 +97,6 @@ def _results_of_workers(
             yield waiting.popleft().result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A parent that was killed cannot stop its workers, and their queue never reports its end: they hold both sides.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 _tokenizer = functools.cache(load_tokenizer)

@@ -34,6 +34,8 @@ class Request:
     context: Context
     """``long``: the whole document stands in it, so it is answered with the policy's RoPE; ``short``: with the model's
     own."""
+    answer_start: str = ""
+    """What the answer begins with: the model continues it, and it is no part of the completion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

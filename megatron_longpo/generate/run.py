@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_longpo.generate.corpus.contexts import LongContext
 from megatron_longpo.generate.engine import Completion, Engine, Request
@@ -53,13 +53,20 @@ async def run_shard(contexts: Contexts, engine: Engine, journal: Journal, work: 
         record(journal, position, outcome)
         work.observer.finished(outcome)
 
-    at_a_time = num_documents(engine.num_concurrent, work.settings)
+    missing = (found for found in contexts if found[0] not in journal.done)
+    await for_all(missing, lambda found: one(*found), num_documents(engine.num_concurrent, work.settings))
+
+
+async def for_all[T](items: Iterator[T], do: Callable[[T], Coroutine[Any, Any, None]], at_a_time: int) -> None:
+    """Do something with every item, ``at_a_time`` of them; begun in order.
+
+    Raises:
+        Exception: what ``items`` or the first failing ``do`` raised; the others are cancelled.
+    """
     running: set[asyncio.Task[None]] = set()
     try:
-        async for position, context in without_blocking(contexts):
-            if position in journal.done:
-                continue
-            running.add(asyncio.create_task(one(position, context)))
+        async for item in without_blocking(items):
+            running.add(asyncio.create_task(do(item)))
             if len(running) >= at_a_time:
                 running = await _some_done(running)
         while running:
@@ -100,11 +107,11 @@ def record(journal: Journal, position: Position, outcome: Outcome) -> None:
 async def _some_done(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
     done, running_on = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
-        task.result()  # raises what the document raised
+        task.result()  # raises what it raised
     return running_on
 
 
-async def without_blocking(contexts: Contexts) -> AsyncIterator[tuple[Position, LongContext]]:
-    """Reading and chunking tokenise whole books: in a thread, so that answers are handled meanwhile."""
-    while (found := await asyncio.to_thread(next, contexts, None)) is not None:
+async def without_blocking[T](items: Iterator[T]) -> AsyncIterator[T]:
+    """The items, none of which is None. To make one may tokenise a book: in a thread, so that answers are handled."""
+    while (found := await asyncio.to_thread(next, items, None)) is not None:
         yield found

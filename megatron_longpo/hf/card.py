@@ -42,6 +42,8 @@ class CardFacts:
     base_model: str | None
     """ID on the Hub."""
     has_chat_template: bool
+    evaluation: str = ""
+    """Markdown that stands below the heading "Evaluation"; empty: there is no such section."""
 
 
 def front_matter(hf: Path) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def model_card(facts: CardFacts) -> str:
         "metric_columns": list(facts.metrics),
         "metrics": list(_metric_rows(list(facts.metrics.values()))),
         "has_chat_template": facts.has_chat_template,
+        "evaluation": facts.evaluation.strip(),
     }
     return render("megatron_longpo.hf", "card.md.jinja", values) + "\n"
 

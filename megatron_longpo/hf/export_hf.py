@@ -30,6 +30,7 @@ def export_hf(
     dtype: str = "as-is",
     base: str | None = None,
     verify: Callable[[Path], None] | None = None,
+    evaluation: str = "",
 ) -> int:
     """Write the weights of a Megatron checkpoint as a Hugging Face folder that transformers loads, with a model card.
 
@@ -40,6 +41,7 @@ def export_hf(
         dtype: ``fp32``, ``bf16``, ``fp16``, or ``as-is`` for what each tensor is stored in.
         base: name on the Hub of the model that was imported, for the card; None for what its own files say.
         verify: called with the finished folder before it is put into place; if it raises, nothing is written.
+        evaluation: Markdown for the card's section "Evaluation"; empty: it has none.
 
     Returns:
         Bytes of weights written.
@@ -57,7 +59,7 @@ def export_hf(
     dtypes = {name: DTYPES.get(dtype, weights.dtype(name)) for name in weights.names()}
     tokenizer = load_tokenizer(checkpoint / HF_FOLDER)
     name, step = output.resolve().name, step_of(checkpoint, iteration)
-    card = _card(checkpoint, step, name, config, chat_template_of(tokenizer) is not None, base)
+    card = _card(checkpoint, step, name, config, chat_template_of(tokenizer) is not None, base, evaluation)
     with atomic_directory(output) as folder:
         copy_hf_files(checkpoint / HF_FOLDER, folder)
         (folder / CARD).write_text(card, encoding="utf-8")  # in the place of the imported model's own
@@ -91,7 +93,13 @@ def _write_safetensors(folder: Path, weights: CheckpointWeights, dtypes: dict[st
 
 
 def _card(
-    checkpoint: Path, step: int, name: str, config: dict[str, Any], has_chat_template: bool, base: str | None
+    checkpoint: Path,
+    step: int,
+    name: str,
+    config: dict[str, Any],
+    has_chat_template: bool,
+    base: str | None,
+    evaluation: str,
 ) -> str:
     source = front_matter(checkpoint / HF_FOLDER)
     facts = CardFacts(
@@ -103,6 +111,7 @@ def _card(
         source=source,
         base_model=base_model(base, config, source),
         has_chat_template=has_chat_template,
+        evaluation=evaluation,
     )
     return model_card(facts)
 

@@ -107,7 +107,7 @@ class LocalEngine:
         Raises:
             UserError: the context is too small, or the device's memory is, even for this request alone.
         """
-        ids = np.array(prompt_ids(self._tokenizer, request.messages))
+        ids = np.array(prompt_ids(self._tokenizer, request.messages, request.answer_start))
         require_room(request, len(ids), self.context_limits)
         job = _Job(Prompt(request, ids), asyncio.get_running_loop().create_future())
         self._waiting.append(job)

@@ -41,9 +41,8 @@ def load_local_model(
 
     from megatron_longpo.generate.engines.local_model import LocalModel
 
-    place = _find_device(device)
-    with_dtype = dtype or ("float32" if place == "cpu" else "auto")
-    model = _load(folder, with_dtype, place)
+    place = find_device(device)
+    model = load_weights(folder, default_dtype(dtype, place), place)
     config_class: Any = AutoConfig
     config = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     limit = getattr(config, "max_position_embeddings", None)
@@ -63,7 +62,8 @@ def load_local_model(
     return LocalModel(model, tokenizer, long_config), limits
 
 
-def _find_device(device: str) -> str:
+def find_device(device: str) -> str:
+    """``auto`` as cuda or cpu, every other name as it is; raises UserError for a device that cannot be used."""
     import torch
 
     if device == "auto":
@@ -78,7 +78,17 @@ def _find_device(device: str) -> str:
     return device
 
 
-def _load(folder: Path, dtype: str, device: str) -> Any:
+def default_dtype(given: str | None, device: str) -> str:
+    """The given dtype, or float32 on a CPU and the checkpoint's own (``auto``) elsewhere."""
+    return given or ("float32" if device == "cpu" else "auto")
+
+
+def load_weights(folder: Path, dtype: str, device: str) -> Any:
+    """transformers' causal language model of a folder, on its device, in evaluation mode.
+
+    Raises:
+        UserError: it cannot be loaded, or tensors are missing.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server: chat completions over HTTP, many at a time, as long as it takes.
+"""Any OpenAI-compatible server: completions over HTTP, many at a time, as long as it takes.
 
 Requests are sent in the order in which they are asked for, so that the questions about one document, which are asked
 together, meet in the server's prefix cache.
@@ -29,6 +29,7 @@ from megatron_longpo.generate.engines.server_check import (
     text_of,
     usage_of,
 )
+from megatron_longpo.generate.engines.server_continue import Continuation, continued, find_continuation
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -48,6 +49,8 @@ class _Server:
     limit: int
     gate: asyncio.Semaphore
     """First come, first served."""
+    continuation: Continuation | None
+    """How it continues a begun answer; None if it will not be asked to."""
 
 
 async def open_openai_engine(
@@ -64,6 +67,7 @@ async def open_openai_engine(
     retry_for_s: float = 600.0,
     first_answer_s: float = 30.0,
     draws: bool = False,
+    continues: bool = False,
 ) -> "OpenAIEngine":
     """Connect, find the model, and hold its tokenizer against ours with small requests.
 
@@ -83,10 +87,12 @@ async def open_openai_engine(
         first_answer_s: ``retry_for_s`` of the requests made here: how long a server may take to come up; a wrong
             address should not take as long as ``retry_for_s`` to be noticed.
         draws: requests will have a temperature; a server that ignores it is refused.
+        continues: requests will have an ``answer_start``, so all are sent to the completions endpoint; a server
+            without it is refused.
 
     Raises:
         UserError: the package openai is missing; no such server or model; no context length; another tokenizer;
-            no drawing.
+            no drawing; no continuing.
     """
     opening = Patience(request_timeout_s=request_timeout_s, retry_for_s=min(first_answer_s, retry_for_s))
     given: list[tuple[Context, str, str | None]] = [("short", endpoint, model_name)]
@@ -98,10 +104,11 @@ async def open_openai_engine(
         for (context, url, name), client in zip(given, clients, strict=True):
             model = await choose_model(client, url, name, opening)
             limit = _limit(url, model.limit, context_limit, model_folder)
-            servers[context] = _Server(url, client, model.name, limit, asyncio.Semaphore(max_concurrent))
             await check_tokens(client, url, model, tokenizer, opening)
             if draws:
                 await check_draws(client, url, model, opening)
+            way = await find_continuation(client, url, model, tokenizer, opening) if continues else None
+            servers[context] = _Server(url, client, model.name, limit, asyncio.Semaphore(max_concurrent), way)
     except BaseException:
         for client in clients:
             await client.close()
@@ -141,13 +148,19 @@ class OpenAIEngine:
             UserError: the context is too small; the server refuses; it fails for longer than the patience.
         """
         # In a thread: the tokens of a long context take a good part of a second, and other answers are on their way.
-        num_prompt_tokens = await asyncio.to_thread(prompt_tokens, self._tokenizer, request.messages)
+        num_prompt_tokens = await asyncio.to_thread(
+            prompt_tokens, self._tokenizer, request.messages, request.answer_start
+        )
         require_room(request, num_prompt_tokens, self.context_limits)
         server = self._servers[request.context]
         async with server.gate:
             return await ask_until_answered(server.endpoint, self._patience, lambda: self._ask(server, request))
 
     async def _ask(self, server: _Server, request: Request) -> Completion:
+        assert server.continuation or not request.answer_start, "opened without continues"
+        if server.continuation is not None:
+            fields = await continued(server.client, server.model, server.continuation, self._tokenizer, request)
+            return _completion(fields, fields["choices"][0]["text"], server.endpoint, request, self._tokenizer)
         fields = await chat(
             server.client,
             server.model,
@@ -157,7 +170,7 @@ class OpenAIEngine:
             max_tokens=request.sampling.max_new_tokens,
             seed=request.seed,
         )
-        return _completion(fields, server.endpoint, request, self._tokenizer)
+        return _completion(fields, _chat_text(fields, server.endpoint), server.endpoint, request, self._tokenizer)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -165,20 +178,27 @@ class OpenAIEngine:
             await server.client.close()
 
 
-def _completion(
-    fields: dict[str, Any], endpoint: str, request: Request, tokenizer: "PreTrainedTokenizerFast"
-) -> Completion:
-    """The answer as ours; nothing of what servers send is taken for granted."""
+def _chat_text(fields: dict[str, Any], endpoint: str) -> str:
+    """What the message of a chat completion says."""
     message, reason = message_of(fields), fields["choices"][0].get("finish_reason")
     text = text_of(message)
     if reason in ("tool_calls", "function_call") or (message.get("tool_calls") and not text):
         raise UserError(f"{endpoint}: the model calls a tool in place of an answer; serve it without tools")
+    return text
+
+
+def _completion(
+    fields: dict[str, Any], text: str, endpoint: str, request: Request, tokenizer: "PreTrainedTokenizerFast"
+) -> Completion:
+    """The answer as ours; nothing of what servers send is taken for granted."""
+    reason = fields["choices"][0].get("finish_reason")
     if not isinstance(reason, str) or reason not in FINISH_REASONS:
         raise BrokenAnswerError(f"the answer ends with the reason {reason!r}")
     return Completion(
         text=text,
         finish=FINISH_REASONS[reason],
-        num_prompt_tokens=usage_of(fields, "prompt_tokens") or prompt_tokens(tokenizer, request.messages),
+        num_prompt_tokens=usage_of(fields, "prompt_tokens")
+        or prompt_tokens(tokenizer, request.messages, request.answer_start),
         num_new_tokens=usage_of(fields, "completion_tokens") or _num_tokens(tokenizer, text),
     )
 

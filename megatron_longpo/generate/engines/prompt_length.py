@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from megatron_longpo.data.chat import apply_template
+from megatron_longpo.data.chat import apply_template, begin_answer
 from megatron_longpo.data.render import Context
 from megatron_longpo.data.tokenise import codec_of
 from megatron_longpo.data.tokenizer import chat_template_of
@@ -14,22 +14,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def prompt_tokens(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message]) -> int:
+def prompt_tokens(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], answer_start: str = "") -> int:
     """Tokens of the whole prompt: contents, the template's words around them, and the header of the answer to come.
 
-    Not of the answer. The same count that an engine holds against its context limit.
+    Not of the answer, but for its given beginning. The same count that an engine holds against its context limit.
 
     Raises:
         UserError: no usable chat template, or one that fails on these messages.
     """
-    return len(prompt_ids(tokenizer, messages))
+    return len(prompt_ids(tokenizer, messages, answer_start))
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message]) -> list[int]:
+def prompt_ids(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], answer_start: str = "") -> list[int]:
     """The prompt's token ids; see `prompt_tokens`."""
     codec = codec_of(tokenizer, chat_template_of(tokenizer))
-    text = apply_template(tokenizer, list(messages), add_generation_prompt=True)
+    text = prompt_text(tokenizer, messages, answer_start)
     return codec.backend.encode(text, add_special_tokens=False).ids
+
+
+def prompt_text(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], answer_start: str = "") -> str:
+    """The prompt in the template's words; see `prompt_tokens`."""
+    if answer_start:
+        return begin_answer(tokenizer, messages, answer_start)
+    return apply_template(tokenizer, list(messages), add_generation_prompt=True)
 
 
 def require_room(request: Request, num_prompt_tokens: int, limits: Mapping[Context, int]) -> None:

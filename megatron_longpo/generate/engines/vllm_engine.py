@@ -107,7 +107,7 @@ class VllmEngine:
         Raises:
             UserError: the context is too small, or vLLM fails.
         """
-        ids = prompt_ids(self._tokenizer, request.messages)
+        ids = prompt_ids(self._tokenizer, request.messages, request.answer_start)
         require_room(request, len(ids), self.context_limits)
         parameters = _vllm("vllm.sampling_params")
         sampling = parameters.SamplingParams(

@@ -21,10 +21,11 @@ from examples.miniature.study import (
     Setting,
     best,
     chosen_settings,
-    comparison_jobs,
+    final_jobs,
     refining_jobs,
     tuning_jobs,
     tuning_scores,
+    varied_jobs,
 )
 from examples.miniature.task import NAMES, THINGS, TOWNS
 from examples.miniature.workshop import Dataset, Workshop, with_noise
@@ -34,22 +35,25 @@ def exam(accuracy: float, skills: float = 1.0) -> Exams:
     return {name: {"all": accuracy} for name in ("1", "2", "4", "8", "16")} | {"skills": {"all": skills}}
 
 
+def compared(setting: Setting) -> list[Job]:
+    """Every job of the comparison."""
+    chosen = dict.fromkeys(METHODS, setting)
+    jobs = [job for base in BASES for job in final_jobs(base, chosen)]
+    return jobs + [job for base in study.VARIED_BASES for job in varied_jobs(base, chosen)]
+
+
 def finished(accuracy: dict[str, float]) -> Done:
     """A study of which all is done: a method's accuracy grows with the base, and its fourth trial is the best, at half
     its learning rate."""
-    done: Done = {
-        Job(phase="base", base=base, method=name): {"exam": exam(0.1), "weights": "w"}
-        for base in BASES
-        for name in ("base", "raised")
-    }
+    done: Done = {}
     for job in tuning_jobs():
         done[job] = {"exam": exam(0.9 if job.trial == 3 else 0.5)}
     for job in refining_jobs(done):
         done[job] = {"exam": exam(0.95 if job.rate == 0.5 else 0.6)}
-    for jobs in comparison_jobs(dict.fromkeys(METHODS, Setting(3, 0.5))):
-        for job in jobs:
-            value = accuracy.get(job.method, 0.5) + 0.01 * job.base
-            done[job] = {"exam": exam(value), "exam_of_first": exam(value), "weights": "w"}
+    for job in compared(Setting(3, 0.5)):
+        value = accuracy.get(job.method, 0.5) + 0.01 * job.base
+        weights = "one" if job.phase in study.FINAL_PHASES else "another"
+        done[job] = {"exam": exam(value), "exam_of_first": exam(value), "weights": weights}
     return done
 
 
@@ -58,7 +62,7 @@ def test_every_method_has_equally_many_trials_and_tuning_shares_nothing_with_the
     assert not set(TUNING_BASES) & set(BASES)
     assert len(set(BASES)) >= 5
     assert study.TUNING_EXAM != study.FINAL_EXAM
-    jobs = [*tuning_jobs(), *(job for jobs in comparison_jobs(dict.fromkeys(METHODS, Setting(0, 0.5))) for job in jobs)]
+    jobs = [*tuning_jobs(), *compared(Setting(0, 0.5))]
     assert len(set(jobs)) == len(jobs)
     assert {job.base for job in jobs if job.phase == "tune"} == set(TUNING_BASES)
     assert {job.base for job in jobs if job.phase != "tune"} == set(BASES)
@@ -156,10 +160,12 @@ def test_every_block_of_the_page_is_made_or_says_that_it_was_not_run() -> None:
     page = results.with_results(whole, results.Results(begun))
     assert page.count(results.NOT_RUN) == 5
     assert results.with_results(page, results.Results(done)) == whole
-    for name in ("base", "raised"):
-        done[Job(phase="base", base=BASES[0], method=name)]["weights"] = "of another machine"
-    page = results.with_results(whole, results.Results(done))  # no mean over runs from two bases of one number
-    assert page.count(results.NOT_RUN) == 7
+    for phase, number in (("base", 2), ("centre", 5)):  # no mean over runs from two bases of one number
+        other = done | {
+            job: line | {"weights": "w"} for job, line in done.items() if (job.phase, job.base) == (phase, 2)
+        }
+        page = results.with_results(whole, results.Results(other))
+        assert page.count(results.NOT_RUN) == number
 
 
 def test_the_page_is_of_the_committed_results() -> None:

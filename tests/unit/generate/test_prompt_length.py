@@ -24,6 +24,18 @@ def test_ids_are_those_of_the_chat_template(tokenizer_folders: dict[str, Path], 
     assert prompt_tokens(tokenizer, MESSAGES) == len(expected)
 
 
+@pytest.mark.parametrize("family", ["chatml", "mistral", "llama3", "qwen3", "llama2"])
+def test_a_begun_answer_is_continued_as_transformers_continues_it(
+    tokenizer_folders: dict[str, Path], family: str
+) -> None:
+    tokenizer = load_tokenizer(tokenizer_folders[family])
+    begun = [*MESSAGES, {"role": "assistant", "content": "Because the answer is"}]
+    expected = tokenizer.apply_chat_template(begun, continue_final_message=True, return_dict=False)
+    ids = prompt_ids(tokenizer, MESSAGES, "Because the answer is")
+    assert ids == expected
+    assert ids[-1] != prompt_ids(tokenizer, begun[:-1])[-1]
+
+
 def test_room_is_for_prompt_and_answer() -> None:
     request = ask("-", context="long", max_new_tokens=10)
     require_room(request, 90, {"short": 0, "long": 100})

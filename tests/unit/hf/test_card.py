@@ -12,11 +12,13 @@ from huggingface_hub import ModelCard
 from megatron_longpo import __version__
 from megatron_longpo.commands.main import main
 from megatron_longpo.errors import UserError
+from megatron_longpo.evaluate.report.report import write_report
 from megatron_longpo.hf.card import CardFacts, base_model, model_card
 from megatron_longpo.hf.export_hf import export_hf
 from megatron_longpo.hf.import_hf import import_hf
 from megatron_longpo.hf.training_record import Settings, Stage, Stretch
 from megatron_longpo.objective.objectives import OBJECTIVES
+from tests.unit.evaluate.making_cells import cell, written
 from tests.unit.hf.models import edit_config, save_model
 
 CONFIG = {"model_type": "mistral", "max_position_embeddings": 131072, "rope_theta": 1e7}
@@ -144,6 +146,14 @@ def test_trained_but_not_recorded() -> None:
     assert "after 500 steps of training with megatron-longpo." in card and "## Recipe" not in card
 
 
+def test_the_evaluation_stands_between_metrics_and_use() -> None:
+    card = model_card(replace(FACTS, evaluation="| A table |\n| --- |\n"))
+    headings = re.findall(r"^## (.*)$", card, re.MULTILINE)
+    assert headings == ["Recipe", "Data", "Metrics", "Evaluation", "How to use it", "Citation"]
+    assert "\n## Evaluation\n\n| A table |\n| --- |\n\n## How" in card
+    assert card.replace("## Evaluation\n\n| A table |\n| --- |\n\n", "") == model_card(FACTS)
+
+
 @pytest.mark.parametrize("facts", [FACTS, CONVERTED, replace(FACTS, stages=[])])
 def test_what_is_not_known_is_not_said(facts: CardFacts) -> None:
     card = model_card(facts)
@@ -203,3 +213,24 @@ def test_the_verb_takes_a_base_model(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     assert main(["export-hf", *options, "org/x"]) == 0
     assert ModelCard.load(tmp_path / "out" / "README.md").data.base_model == "org/x"
+
+
+def test_the_verb_takes_a_report_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import_hf(save_model(tmp_path / "hf"), tmp_path / "checkpoint")
+    report = written(tmp_path / "evaluated", cell([1, 0, 0, 0]), cell([1, 1, 1, 0], model="longpo", order=1))
+    export = ["export-hf", "--checkpoint", str(tmp_path / "checkpoint"), "--output", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main([*export, "--evaluation", str(report)]) == 2
+    write_report(report)
+    assert main([*export, "--evaluation", str(report), "--evaluation-model", "dpo"]) == 2
+    assert main([*export, "--evaluation-model", "longpo"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and not (tmp_path / "out").exists()
+    assert "has no report.json" in errors[0] and "there are: base, longpo" in errors[1]
+    assert "Give --evaluation DIR too" in errors[2]
+    assert main([*export, "--evaluation", str(report)]) == 0
+    rows = table_rows((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
+    dash = "\u2013"
+    assert ["base", dash, "25.00 \u00b1 25.00", dash, dash, "25.00 \u00b1 25.00 \u2020"] in rows
+    assert ["longpo", dash, "75.00 \u00b1 25.00", dash, dash, "75.00 \u00b1 25.00 \u2020"] in rows
+    assert "longpo is this model" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

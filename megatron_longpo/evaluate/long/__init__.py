@@ -1,0 +1,1 @@
+"""Long-context tasks: their prompts, and answers to them."""

@@ -1,0 +1,1 @@
+"""The mirror: the data of all benchmarks in a folder."""

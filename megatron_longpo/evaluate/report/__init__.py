@@ -1,0 +1,1 @@
+"""Tables, differences and plots of what was made."""

@@ -1,0 +1,1 @@
+"""What is to be made, by which engine, and making it."""

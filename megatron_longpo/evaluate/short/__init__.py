@@ -1,0 +1,1 @@
+"""Short-context tasks, by lm-eval."""
