@@ -25,7 +25,11 @@ for module in sys.argv[1:]:
     print(module, status, len(printed.getvalue().splitlines()), printed.getvalue().startswith("usage: "))
 """
 
-NOT_RUN_BY_HAND = {"tests.unit.generate.run_by_rule", "tests.unit.generate.rule_server"}
+NOT_RUN_BY_HAND = {
+    "tests.unit.evaluate.answer_server",
+    "tests.unit.generate.run_by_rule",
+    "tests.unit.generate.rule_server",
+}
 """A test's other processes."""
 
 

@@ -17,7 +17,7 @@ VERBS = {
     "import-hf": "Hugging Face folder -> Megatron distributed checkpoint",
     "export-hf": "Megatron distributed checkpoint -> Hugging Face folder",
     "score-reference": "reference log-probs of a dataset, stored beside it",
-    "evaluate": "what a model's answers are worth, by the rules of RULER and InfiniteBench",
+    "evaluate": "RULER, InfiniteBench and short tasks: the paper's three tables",
 }
 
 
