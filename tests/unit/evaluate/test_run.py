@@ -38,16 +38,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A mirror with RULER prompts for the model: hand-made ones, in the place of lm-eval's."""
+    """With RULER prompts for the model: hand-made ones, in the place of lm-eval's."""
     folder = make_mirror(tmp_path_factory.mktemp("mirror")).folder
+    write_ruler_prompts(folder, model)
+    return folder
+
+
+def write_ruler_prompts(mirror: Path, model: Path) -> None:
     fingerprint = tokenizer_fingerprint(load_tokenizer(model))
     for task in RULER.tasks:
-        path = prompts_path(folder, fingerprint, task, LENGTH)
+        path = prompts_path(mirror, fingerprint, task, LENGTH)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_prompts(path, [ruler_prompt(task, number) for number in range(6)])
     settings = RulerSettings(samples=6, seed=1, lm_eval="by hand", fingerprint=fingerprint)
     (path.parents[1] / "settings.json").write_text(json.dumps(asdict(settings)))
-    return folder
 
 
 def ruler_prompt(task: str, number: int) -> Prompt:
