@@ -1,10 +1,9 @@
 """What a run is to make, known before any model is loaded: the cells, and what cannot be made and why."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 from megatron_longpo.errors import UserError
@@ -41,7 +40,7 @@ class Plan:
     """What is to be made of it."""
 
     cells: list[Wanted]
-    """By model, then short tasks first, and short prompts before long ones."""
+    """By model; of each the short tasks, then RULER from short prompts to long ones, then the novels."""
     faults: list[str]
     """What cannot be made, a line each."""
 
@@ -54,19 +53,18 @@ def plan(asked: Asked) -> Plan:
     """
     cells: list[Wanted] = []
     faults: dict[str, None] = {}
-    for model in asked.models:
-        for suite, listed in (("short", _short), ("ruler", _ruler), ("infinitebench", _novels)):
-            if suite not in asked.suites:
-                continue
-            for task in (task for task in SUITES[suite].tasks if task in asked.tasks):
-                for make in listed(asked, model, task):
-                    try:
-                        cells.append(make())
-                    except UserError as error:
-                        faults[str(error)] = None
+    makers = {"short": _short_cell, "ruler": _ruler_cell, "infinitebench": _novel_cell}
+    wanted = product(asked.models, (suite for suite in makers if suite in asked.suites))
+    for model, suite in wanted:
+        tasks = [task for task in SUITES[suite].tasks if task in asked.tasks]
+        for length, task in product(sorted(asked.lengths) if suite == "ruler" else [0], tasks):
+            try:
+                cells.append(makers[suite](asked, model, task, length))
+            except UserError as error:
+                faults[str(error)] = None
     if not cells:
         raise UserError("; ".join([*faults][:3]) or "no task is left; see --suite and --tasks")
-    return Plan(sorted(cells, key=lambda cell: (cell.model.order, cell.length or 0)), list(faults))
+    return Plan(cells, list(faults))
 
 
 def prompts_of(wanted: Wanted, mirror: Mirror) -> Iterator[Prompt]:
@@ -83,18 +81,10 @@ def prompts_of(wanted: Wanted, mirror: Mirror) -> Iterator[Prompt]:
     return islice(prompts, wanted.limit)
 
 
-def _short(asked: Asked, model: Model, task: str) -> Iterator[Callable[[], Wanted]]:
-    def make() -> Wanted:
-        asked.mirror.path_of(task)
-        settings = short_settings(task, asked.mirror)
-        return _wanted(asked, model, "short", task, None, settings, num_prompts=0, num_tokens=0)
-
-    yield make
-
-
-def _ruler(asked: Asked, model: Model, task: str) -> Iterator[Callable[[], Wanted]]:
-    for length in asked.lengths:
-        yield partial(_ruler_cell, asked, model, task, length)
+def _short_cell(asked: Asked, model: Model, task: str, _: int) -> Wanted:
+    asked.mirror.path_of(task)
+    settings = short_settings(task, asked.mirror)
+    return _wanted(asked, model, "short", task, None, settings, num_prompts=0, num_tokens=0)
 
 
 def _ruler_cell(asked: Asked, model: Model, task: str, length: int) -> Wanted:
@@ -117,19 +107,16 @@ def _ruler_cell(asked: Asked, model: Model, task: str, length: int) -> Wanted:
     return _wanted(asked, model, "ruler", task, length, settings, num_prompts=num, num_tokens=num * length)
 
 
-def _novels(asked: Asked, model: Model, task: str) -> Iterator[Callable[[], Wanted]]:
-    def make() -> Wanted:
-        asked.mirror.path_of("infinitebench")
-        cut_to = min(asked.choice.context_of(model), asked.choice.context_limit or DEFAULT_LIMIT)
-        num = min(NOVEL_TASKS[task].num, asked.limit or NOVEL_TASKS[task].num)
-        settings: dict[str, Setting] = {
-            "cut_to": cut_to,
-            "data_sha256": asked.mirror.sha256_of("infinitebench"),
-            "max_new_tokens": NOVEL_TASKS[task].max_new_tokens,
-        }
-        return _wanted(asked, model, "infinitebench", task, None, settings, num_prompts=num, num_tokens=num * cut_to)
-
-    yield make
+def _novel_cell(asked: Asked, model: Model, task: str, _: int) -> Wanted:
+    asked.mirror.path_of("infinitebench")
+    cut_to = min(asked.choice.context_of(model), asked.choice.context_limit or DEFAULT_LIMIT)
+    num = min(NOVEL_TASKS[task].num, asked.limit or NOVEL_TASKS[task].num)
+    settings: dict[str, Setting] = {
+        "cut_to": cut_to,
+        "data_sha256": asked.mirror.sha256_of("infinitebench"),
+        "max_new_tokens": NOVEL_TASKS[task].max_new_tokens,
+    }
+    return _wanted(asked, model, "infinitebench", task, None, settings, num_prompts=num, num_tokens=num * cut_to)
 
 
 def _wanted(

@@ -80,6 +80,15 @@ def test_a_sliding_window_is_respected(tmp_path: Path) -> None:
     assert model.answer(prompts) == [model.answer([prompt])[0] for prompt in prompts]
 
 
+@pytest.mark.parametrize("requests", [UNLIKE[1:2], UNLIKE, RELATED], ids=["one", "unlike", "related"])
+def test_only_the_last_position_is_projected_to_the_vocabulary(folder: Path, requests: list[Request]) -> None:
+    model, positions = load(folder), list[int]()
+    head: Any = model._model.get_output_embeddings()  # pyright: ignore[reportPrivateUsage]
+    head.register_forward_hook(lambda module, args, logits: positions.append(logits.shape[1]))  # pyright: ignore[reportUnknownLambdaType]
+    model.answer(prompts_of(folder, requests))
+    assert positions and set(positions) == {1}
+
+
 def test_the_seed_alone_decides(folder: Path) -> None:
     model = load(folder)
     prompts = prompts_of(folder, [ask("What is it?", seed) for seed in (7, 8, 7)])
