@@ -105,9 +105,9 @@ def points(values: Sequence[float]) -> str:
     return f"**{text}**" if abs(middle) > half else text
 
 
-def table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    """Markdown; columns of figures to the right."""
-    ruler = ["---", *("---:" for _ in header[1:])]
+def table(header: Sequence[str], rows: Iterator[Sequence[str]], num_texts: int = 1) -> str:
+    """Markdown; columns of figures, after those of texts, to the right."""
+    ruler = ["---" if column < num_texts else "---:" for column in range(len(header))]
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ruler, *rows))
 
 
@@ -122,7 +122,7 @@ def tuning(found: Results) -> str:
             setting = ", ".join(f"{option.removeprefix('longpo-')} {value:g}" for option, value in options.items())
             yield method.title, setting, f"{high:.3f}", f"{low:.3f} to {high:.3f}"
 
-    return table(("method", "chosen setting", "score", "of all eight"), rows())
+    return table(("method", "chosen setting", "score", "of all eight"), rows(), num_texts=2)
 
 
 def main_table(found: Results) -> str:

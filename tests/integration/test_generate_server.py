@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from megatron_longpo.data.tokenizer import load_tokenizer
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion
+from megatron_longpo.generate.engines.local_engine import open_local_engine
 from megatron_longpo.generate.engines.openai_engine import OpenAIEngine, open_openai_engine
 from tests.ranks import free_port
 from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
@@ -102,3 +104,36 @@ def test_a_server_draws_if_its_model_says_so(tmp_path: Path, does_draw: bool) ->
     expected = nullcontext() if does_draw else pytest.raises(UserError, match='"do_sample": true')
     with served(folder, port) as endpoint, expected:
         asyncio.run(connect(endpoint))
+
+
+@pytest.mark.slow
+def test_a_begun_answer_is_continued_as_by_the_model_in_this_process(tmp_path: Path) -> None:
+    """Greedy, through the completions endpoint; the folder's repetition penalty applies to neither."""
+    folder, port = save_chat_model(tmp_path / "model"), free_port()
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.7}', encoding="utf-8")
+    begun = [
+        replace(ask(f"Question {number}?", temperature=0.0, max_new_tokens=12), answer_start=f"Number {number} is")
+        for number in range(20)
+    ]
+
+    async def answers() -> tuple[list[str], list[str]]:
+        local = open_local_engine(folder)
+        with served(folder, port) as endpoint:
+            server = await open_openai_engine(
+                endpoint,
+                tokenizer=load_tokenizer(folder),
+                model_folder=folder,
+                model_name=str(folder),
+                max_concurrent=4,
+                first_answer_s=120,
+                continues=True,
+            )
+            both = [await asyncio.gather(*map(engine.complete, begun)) for engine in (local, server)]
+            await server.aclose()
+        await local.aclose()
+        here, there = ([answer.text for answer in some] for some in both)
+        return here, there
+
+    here, there = asyncio.run(answers())
+    assert sum(one == other for one, other in zip(here, there, strict=True)) >= 19
+    assert len(set(here)) > 10
