@@ -75,9 +75,8 @@ async def _time(rows: Sequence[_Row], choice: EngineChoice, mirror: Mirror) -> N
 
 async def _seconds(row: _Row, engine: Engine, mirror: Mirror) -> float:
     first = row.cells[0]
-    limit = min(engine.context_limits["long"], int(first.settings.get("cut_to") or first.length or 0))
     sample = [
-        prompt if prompt.length else cut_middle(first.model.tokenizer, prompt, limit)
+        prompt if prompt.length else cut_middle(first.model.tokenizer, prompt, first.max_length)
         for prompt in islice(prompts_of(first, mirror), engine.num_concurrent)
     ]
     started = time.monotonic()

@@ -88,9 +88,11 @@ async def answer_cell(
     done = _answers(journal)
     order: list[str] = []
     last_s = time.monotonic()
-    limit = engine.context_limits["long"]
-    if isinstance(cut_to := wanted.settings.get("cut_to"), int):
-        limit = min(limit, cut_to)
+    if wanted.max_length > engine.context_limits["long"]:
+        raise UserError(
+            f"{wanted.title}: needs a context of {wanted.max_length:,} tokens, and the model has "
+            f"{engine.context_limits['long']:,}; serve it with more, or say with --context-limit what it has"
+        )
 
     def missing() -> Iterator[tuple[Prompt, Prompt]]:
         """The prompts that have no answer, whole and as they are asked."""
@@ -98,7 +100,7 @@ async def answer_cell(
             order.append(prompt.id)
             known = done.get(prompt.id)
             if known is None or known.prompt_sha256 != prompt.sha256:
-                yield prompt, prompt if prompt.length else cut_middle(tokenizer, prompt, limit)
+                yield prompt, prompt if prompt.length else cut_middle(tokenizer, prompt, wanted.max_length)
 
     async def ask(found: tuple[Prompt, Prompt]) -> None:
         nonlocal last_s

@@ -38,6 +38,11 @@ class Wanted:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     @property
+    def max_length(self) -> int:
+        """Tokens of a prompt with its answer, at most: of RULER its length, of a novel what it is cut to."""
+        return int(self.length or self.settings["cut_to"] or 0)
+
+    @property
     def title(self) -> str:
         """For people."""
         length = f" at {self.length:,}" if self.length else ""

@@ -37,7 +37,7 @@ def application(folder: Path, answers: Path, delay_s: float, log: Path) -> FastA
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 8192}]}
+        return {"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 4096}]}
 
     @app.post("/v1/chat/completions")
     def chat(body: dict[str, Any]) -> Any:

@@ -275,6 +275,9 @@ def test_a_server_of_another_model_or_without_completions_is_refused(
     words = ("--mirror", mirror, "--output", tmp_path / "out", "--suite", "infinitebench")
     said = run("--models", f"base={other}", *words, *served(url), status=2)
     assert "give the folder of the model that is served" in said
+    longer = save_chat_model(tmp_path / "longer", max_position_embeddings=2 * CONTEXT)
+    said = run("--models", f"base={longer}", *words, *served(url), status=2)
+    assert "needs a context of 8,192 tokens, and the model has 4,096" in said
     said = run("--models", f"base={model}", *words, *served(url, "--served-model", "gpt"), status=2)
     assert "error" in said
 
