@@ -53,6 +53,12 @@ DIFFERENCES = (
     ("solopo-orpo", "longpo"),
     ("sft-constrained", "sft"),
 )
+VARIED_DIFFERENCES = (
+    ("longpo", "sft"),
+    ("longpo", "sft-response"),
+    ("longpo", "dpo"),
+    ("longpo-response", "sft-response"),
+)
 T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Degrees of freedom -> the 97.5% quantile of Student's t."""
 
@@ -155,7 +161,7 @@ def paired(found: Results, one: str, other: str, exam: str, phase: str = "final"
 
 
 def varied_table(found: Results, what: str, values: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
-    """Accuracy of the compared methods as one thing is varied: (title, phase of the job, what is varied)."""
+    """The compared methods and their differences as one thing is varied: (title, phase of the job, what is varied)."""
 
     def rows() -> Iterator[Sequence[str]]:
         for name in COMPARED:
@@ -163,7 +169,14 @@ def varied_table(found: Results, what: str, values: Sequence[tuple[str, str, dic
                 accuracies = (percent(found.accuracies(phase, name, exam, **varied)) for exam in EXAMS)
                 yield METHODS[name].title, title, *accuracies
 
-    return table(("method", what, *EXAMS.values()), rows())
+    def difference_rows() -> Iterator[Sequence[str]]:
+        for one, other in VARIED_DIFFERENCES:
+            for title, phase, varied in values:
+                found_points = (paired(found, one, other, exam, phase, **varied) for exam in EXAMS)
+                yield f"{METHODS[one].title} - {METHODS[other].title}", title, *found_points
+
+    accuracies = table(("method", what, *EXAMS.values()), rows())
+    return f"{accuracies}\n{table(('difference, percentage points', what, *EXAMS.values()), difference_rows())}"
 
 
 def noise(found: Results) -> str:
