@@ -76,7 +76,7 @@ async def _time(rows: Sequence[_Row], choice: EngineChoice, mirror: Mirror) -> N
 async def _seconds(row: _Row, engine: Engine, mirror: Mirror) -> float:
     first = row.cells[0]
     sample = [
-        prompt if prompt.length else cut_middle(first.model.tokenizer, prompt, first.max_length)
+        cut_middle(first.model.tokenizer, prompt, first.max_length)
         for prompt in islice(prompts_of(first, mirror), engine.num_concurrent)
     ]
     started = time.monotonic()

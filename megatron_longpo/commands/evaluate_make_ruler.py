@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from megatron_longpo.commands.dataset_output import given_template
+from megatron_longpo.commands.number_options import require_at_least_1
 from megatron_longpo.errors import UserError
 from megatron_longpo.evaluate.suites import RULER
 
@@ -36,9 +37,7 @@ def run(options: argparse.Namespace) -> None:
     from megatron_longpo.evaluate.long.ruler_files import RulerFile, make_files, makeable, plan_making
     from megatron_longpo.evaluate.mirror import open_mirror
 
-    for name in ("samples", "processes"):
-        if vars(options)[name] < 1:
-            raise UserError(f"--{name} {vars(options)[name]}: needs at least 1")
+    require_at_least_1(options, "samples", "processes")
     possible, faults = makeable(open_mirror(options.mirror), options.tasks)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from megatron_longpo.commands.dataset_output import given_template
 from megatron_longpo.commands.evaluate_make_ruler import DEFAULT_LENGTHS, lengths
+from megatron_longpo.commands.number_options import require_at_least_1, require_seconds
 from megatron_longpo.errors import UserError
 from megatron_longpo.evaluate.suites import SUITES
 
@@ -154,12 +155,8 @@ def _check(options: argparse.Namespace) -> None:
         for name in ("endpoint", "served_model"):
             if vars(options)[name] is not None:
                 raise UserError(f"--{name.replace('_', '-')} is for --engine openai, not for --engine {options.engine}")
-    for name in ("limit", "context_limit", "batch_size", "max_concurrent", "tensor_parallel_size"):
-        if vars(options)[name] is not None and vars(options)[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')} {vars(options)[name]}: needs at least 1")
-    for name in ("request_timeout", "retry_for"):
-        if not 0 < vars(options)[name] < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {vars(options)[name]}: needs more than 0 seconds")
+    require_at_least_1(options, "limit", "context_limit", "batch_size", "max_concurrent", "tensor_parallel_size")
+    require_seconds(options, "request_timeout", "retry_for")
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

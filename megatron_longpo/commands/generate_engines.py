@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_longpo.commands.dataset_output import given_template
 from megatron_longpo.commands.generate_options import policy_rope_of
+from megatron_longpo.commands.number_options import require_at_least_1, require_seconds
 from megatron_longpo.data.render import Context
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Engine
@@ -160,11 +161,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.engine == "transformers" and args.context_limit is not None:
         raise UserError("--context-limit is for --engine openai and vllm; here the model's config says it")
-    for name in ("batch_size", "max_concurrent", "num_engines", "tensor_parallel_size"):
-        if vars(args)[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')} {vars(args)[name]}: needs at least 1")
-    for name in ("request_timeout", "retry_for"):
-        if not 0 < vars(args)[name] < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {vars(args)[name]}: needs more than 0 seconds")
+    require_at_least_1(args, "batch_size", "max_concurrent", "num_engines", "tensor_parallel_size")
+    require_seconds(args, "request_timeout", "retry_for")
     if not 0 <= args.gpus_per_engine < float("inf"):
         raise UserError(f"--gpus-per-engine {args.gpus_per_engine}: needs at least 0")

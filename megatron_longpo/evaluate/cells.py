@@ -141,15 +141,6 @@ def read_cell_files(output: Path) -> dict[Path, Cell]:
     return dict(sorted(cells.items(), key=lambda item: (*_place(item[1]), item[0])))
 
 
-def read_cells(output: Path) -> list[Cell]:
-    """The cells of `read_cell_files`.
-
-    Raises:
-        UserError: there is none, or one cannot be read.
-    """
-    return list(read_cell_files(output).values())
-
-
 def _place(cell: Cell) -> tuple[Any, ...]:
     suites, tasks = list(SUITES), SUITES[cell.suite].tasks
     return (

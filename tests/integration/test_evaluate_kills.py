@@ -33,7 +33,7 @@ def evaluate(words: list[str]) -> None:
 
 def kill(words: list[str], draw: random.Random, longest_s: float) -> bool:
     """Start the command and kill it, with what it started, at a random moment; whether it ended before."""
-    process = _server.Process(target=lead, args=(words,))
+    process = _server.Process(target=evaluate, args=(words,))
     process.start()
     process.join(draw.uniform(0, longest_s))
     ended = process.exitcode == 0
@@ -42,10 +42,6 @@ def kill(words: list[str], draw: random.Random, longest_s: float) -> bool:
         os.kill(process.pid, signal.SIGKILL)
     process.join()
     return ended
-
-
-def lead(words: list[str]) -> None:
-    evaluate(words)
 
 
 def report(output: Path) -> str:

@@ -100,7 +100,7 @@ async def answer_cell(
             order.append(prompt.id)
             known = done.get(prompt.id)
             if known is None or known.prompt_sha256 != prompt.sha256:
-                yield prompt, prompt if prompt.length else cut_middle(tokenizer, prompt, wanted.max_length)
+                yield prompt, cut_middle(tokenizer, prompt, wanted.max_length)
 
     async def ask(found: tuple[Prompt, Prompt]) -> None:
         nonlocal last_s

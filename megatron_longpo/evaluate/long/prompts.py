@@ -8,7 +8,7 @@ RULER's prompts are made once (ruler.py) and kept as JSON lines::
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -72,7 +72,7 @@ def cut_middle(tokenizer: "PreTrainedTokenizerFast", prompt: Prompt, limit: int)
     Raises:
         UserError: the template and the answer alone are longer.
     """
-    length = prompt_length(tokenizer, prompt)
+    length = prompt.length or prompt_length(tokenizer, prompt)
     if length <= limit:
         return replace(prompt, length=length)
     codec: Any = codec_of(tokenizer, chat_template_of(tokenizer)).backend
@@ -88,7 +88,7 @@ def cut_middle(tokenizer: "PreTrainedTokenizerFast", prompt: Prompt, limit: int)
     raise UserError(f"{limit} tokens hold not even the chat template and the {prompt.max_new_tokens} of the answer")
 
 
-def write_prompts(path: Path, prompts: Iterator[Prompt] | list[Prompt]) -> None:
+def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
     """Write JSON lines; the caller makes the file atomic."""
     with path.open("w", encoding="utf-8") as file:
         for prompt in prompts:

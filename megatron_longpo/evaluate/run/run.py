@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -84,22 +84,16 @@ async def make_long_cells(
     engine: Engine | None = None
     left: list[Wanted] = []
     try:
-        for wanted in cells:
-            try:
-                with _claimed(wanted, output) as journal:
-                    if journal is None:
-                        continue
-                    if engine is None:
-                        observer.opening(wanted)
-                        engine = await open_engine()
-                    observer.begun(wanted, *answered_tokens(journal))
-                    prompts = await asyncio.to_thread(prompts_of, wanted, mirror)
-                    cell = await answer_cell(wanted, prompts, engine, wanted.model.tokenizer, journal, observer)
-                    _keep(wanted, cell, output)
-                    observer.finished(wanted, cell)
-            except InUse:
-                left.append(wanted)
-                observer.finished(wanted, None)
+        with closing(_free_cells(cells, output, left, observer)) as free:
+            for wanted, journal in free:
+                if engine is None:
+                    observer.opening(wanted)
+                    engine = await open_engine()
+                observer.begun(wanted, *answered_tokens(journal))
+                prompts = await asyncio.to_thread(prompts_of, wanted, mirror)
+                cell = await answer_cell(wanted, prompts, engine, wanted.model.tokenizer, journal, observer)
+                _keep(wanted, cell, output)
+                observer.finished(wanted, cell)
     finally:
         if engine is not None:
             await engine.aclose()
@@ -116,19 +110,13 @@ def make_short_cells(
     """
     model: ShortModel | None = None
     left: list[Wanted] = []
-    for wanted in cells:
-        try:
-            with _claimed(wanted, output) as journal:
-                if journal is None:
-                    continue
-                if model is None:
-                    observer.opening(wanted)
-                    model = open_model()
-                observer.begun(wanted, 0, 0)
-                observer.finished(wanted, _make_short(wanted, model, mirror, output, observer))
-        except InUse:
-            left.append(wanted)
-            observer.finished(wanted, None)
+    with closing(_free_cells(cells, output, left, observer)) as free:
+        for wanted, _ in free:
+            if model is None:
+                observer.opening(wanted)
+                model = open_model()
+            observer.begun(wanted, 0, 0)
+            observer.finished(wanted, _make_short(wanted, model, mirror, output, observer))
     return left
 
 
@@ -144,15 +132,22 @@ def _make_short(wanted: Wanted, model: "ShortModel", mirror: Mirror, output: Pat
     return cell
 
 
-@contextmanager
-def _claimed(wanted: Wanted, output: Path) -> "Generator[Journal | None]":
-    """The journal of a cell that is for this process to make; None if it is there by now.
+def _free_cells(
+    cells: Sequence[Wanted], output: Path, left: list[Wanted], observer: Observer
+) -> Generator[tuple[Wanted, "Journal"]]:
+    """Yield each cell that is for this process to make, with its journal, which is held until the next is asked for.
 
-    Raises:
-        InUse: another process makes it.
+    Args:
+        left: gets the cells that other processes make.
     """
-    with unfinished_cell(wanted, output) as journal:
-        yield None if wanted.path(output).is_file() else journal
+    for wanted in cells:
+        try:
+            with unfinished_cell(wanted, output) as journal:
+                if not wanted.path(output).is_file():  # or another process made it since the plan
+                    yield wanted, journal
+        except InUse:
+            left.append(wanted)
+            observer.finished(wanted, None)
 
 
 def _keep(wanted: Wanted, cell: Cell, output: Path, result: ShortResult | None = None) -> None:

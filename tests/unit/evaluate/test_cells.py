@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.evaluate.cells import read_cell, read_cells, write_cell
+from megatron_longpo.evaluate.cells import read_cell, read_cell_files, write_cell
 from megatron_longpo.evaluate.rules import RULES
 from megatron_longpo.evaluate.suites import INFINITEBENCH, RULER, SUITES
 from tests.unit.evaluate.making_cells import cell, written
@@ -105,7 +105,7 @@ def test_cells_of_a_folder_are_in_order_of_model_task_and_length(tmp_path: Path)
         cell([1], "ruler_qa_squad", 4096, model="z", order=0),
         cell([1], "ruler_niah_single_1", 16384, model="z", order=0),
     ]
-    read = read_cells(written(tmp_path, *cells))
+    read = list(read_cell_files(written(tmp_path, *cells)).values())
     assert [(one.model, one.task, one.length) for one in read] == [
         ("z", "ruler_niah_single_1", 16384),
         ("z", "ruler_qa_squad", 4096),
@@ -118,13 +118,13 @@ def test_cells_of_a_folder_are_in_order_of_model_task_and_length(tmp_path: Path)
 def test_a_cell_that_is_being_written_is_none_yet(tmp_path: Path) -> None:
     written(tmp_path, cell([1]))
     (tmp_path / "cells" / ".abc.json.partial").write_text("{")
-    assert len(read_cells(tmp_path)) == 1
+    assert len(read_cell_files(tmp_path)) == 1
 
 
 def test_no_cells_and_a_broken_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no cells; make them: megatron-longpo evaluate run"):
-        read_cells(tmp_path)
+        read_cell_files(tmp_path)
     written(tmp_path, cell([1]))
     (tmp_path / "cells" / "b.json").write_text('{"format_version": 1')
     with pytest.raises(UserError, match=r"b\.json: .*; remove the file and run evaluate run again"):
-        read_cells(tmp_path)
+        read_cell_files(tmp_path)

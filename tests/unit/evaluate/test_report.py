@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from megatron_longpo.evaluate.cells import Cell
 from megatron_longpo.evaluate.report.card_section import card_section
 from megatron_longpo.evaluate.report.report import write_report
 from megatron_longpo.evaluate.suites import RULER, SUITES
+from tests.html_page import Page
 from tests.unit.evaluate.making_cells import cell, drawn, written
 
 FILES = ("report.html", "report.json", "report.md")
-VOID = {"meta", "br"}
 HOSTILE = "<script>alert(1)</script></details></table> & \" ' {{ 7 * 7 }} {% raw %} <!-- \x07\x1b[31m"
 NAME = "a|b <img src=x onerror=alert(1)> $x$ *y* {{ 7 * 7 }}"
 
@@ -43,36 +42,6 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(output: Path, name: str) -> str:
     return (output / name).read_text(encoding="utf-8")
-
-
-class Page(HTMLParser):
-    """Elements, attributes and texts; an end that has no beginning fails."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.text = "".join(self.words)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        self.handle_startendtag(tag, attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def markdown_tables(text: str) -> list[list[list[str]]]:

@@ -16,7 +16,7 @@ import pytest
 
 from megatron_longpo.commands.main import run_verb
 from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from megatron_longpo.evaluate.cells import read_cells
+from megatron_longpo.evaluate.cells import read_cell_files
 from megatron_longpo.evaluate.long.infinitebench import NOVEL_TASKS, novel_prompts
 from megatron_longpo.evaluate.long.prompts import Prompt, read_prompts, write_prompts
 from megatron_longpo.evaluate.long.ruler_files import RulerSettings, prompts_path
@@ -121,7 +121,7 @@ def test_an_all_knowing_server_scores_100_and_is_not_asked_again(
     words = ("--models", f"base={model}", "--mirror", mirror, "--output", tmp_path, "--lengths", LENGTH)
     said = run(*words, *served(url, "--suite", "ruler,infinitebench"))
     assert "16 cells, 16 to make" in said and said.rstrip().endswith(f"evaluate report {tmp_path}")
-    cells = {cell.task: cell for cell in read_cells(tmp_path)}
+    cells = {cell.task: cell for cell in read_cell_files(tmp_path).values()}
     assert len(cells) == 16
     for task in (*RULER.tasks, "infinitebench_en_qa", "infinitebench_en_mc"):
         assert cells[task].score == 100, task
@@ -150,7 +150,7 @@ def test_a_model_that_knows_nothing_scores_0_and_its_prompts_are_cut_in_the_midd
         "ruler_vt,infinitebench_en_qa",
     )
     run(*words, "--suite", "all", "--lengths", LENGTH, "--context-limit", LENGTH + 100)
-    cells = {cell.task: cell for cell in read_cells(tmp_path)}
+    cells = {cell.task: cell for cell in read_cell_files(tmp_path).values()}
     assert cells["ruler_vt"].score == cells["infinitebench_en_qa"].score == 0
     novel = cells["infinitebench_en_qa"]
     assert novel.num_truncated == novel.num == 3
@@ -176,7 +176,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
     assert num_answers(log) - before <= 13 * 6 + 2 * 2  # of two requests in flight at each kill
     assert "0 to make" not in said
     assert not list((tmp_path / "killed" / "cells").glob("*.journal"))
-    samples = [[cell.samples for cell in read_cells(tmp_path / name)] for name in ("whole", "killed")]
+    samples = [[cell.samples for cell in read_cell_files(tmp_path / name).values()] for name in ("whole", "killed")]
     assert samples[0] == samples[1]
     reports = [tmp_path / name / "report.md" for name in ("whole", "killed")]
     for path in reports:
@@ -201,7 +201,7 @@ def test_two_processes_on_one_folder_make_no_cell_twice(
     other_said = other.communicate(timeout=300)[1]
     assert other.returncode == 0, other_said
     assert num_answers(log) - before == 13 * 6
-    assert len(read_cells(tmp_path)) == 13
+    assert len(read_cell_files(tmp_path)) == 13
 
 
 def test_a_cell_is_found_again_under_another_name_of_its_model(
@@ -213,7 +213,7 @@ def test_a_cell_is_found_again_under_another_name_of_its_model(
     run("--models", f"base={model}", *words, *served(url, *OPTIONS))
     said = run("--models", f"first={other}", f"mistral={model}", *words, *served(url, *OPTIONS, name="mistral"))
     assert "1 cells, 0 to make" in said
-    assert [(cell.model, cell.order) for cell in read_cells(tmp_path)] == [("mistral", 1)]
+    assert [(cell.model, cell.order) for cell in read_cell_files(tmp_path).values()] == [("mistral", 1)]
 
 
 def test_a_dry_run_says_what_it_takes_and_makes_nothing(mirror: Path, model: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import re
 import statistics
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +14,12 @@ from megatron_longpo.generate.engine import Request
 from megatron_longpo.generate.journal import Shard
 from megatron_longpo.generate.report.report import write_report
 from megatron_longpo.generate.settings import Settings
+from tests.html_page import Page
 from tests.unit.generate.model_by_rule import Counts, ModelByRule, is_asking
 from tests.unit.generate.run_by_rule import NUM_CONTEXTS, join, run
 
-VOID = {"meta", "br"}
 HOSTILE = "<script>alert(1)</script></details></article> & \" ' {{ 7 * 7 }} {% raw %} <!--"
 UNICODE = "\u0645\u0631\u062d\u0628\u0627 \u4f60\u597d \U0001f409 \u202eabc e\u0301"
-
-
-class Page(HTMLParser):
-    """A page's elements and texts; an end that has no beginning fails."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.rows: list[list[str]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.text = "".join(self.words)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        self.handle_startendtag(tag, attrs)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-        if "td" in self.open or "th" in self.open:
-            self.rows[-1][-1] += data
-
-    def row(self, name: str) -> list[str]:
-        """The cells after the one that says ``name``."""
-        return next([cell.strip() for cell in row[1:]] for row in self.rows if row[0].strip() == name)
 
 
 def count_words(texts: Any) -> list[int]:
