@@ -15,6 +15,8 @@ PARTLY = "\u2020"
 _ENOUGH = 0.9
 """A prompt of less than this part of its length is told of."""
 _MOST_VALUES = 6
+_SAMPLED = {"mmlu": "each subject of mmlu"}
+"""What a limit is of, where it is not of the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ def score_notes(rows: Sequence[Row], suite: Suite) -> list[Note]:
     return [
         *_lengths(rows, suite, common),
         *_of_rows(missing, f"{PARTLY} {{}}."),
+        *_of_rows({row.label: _limited(row, suite) for row in rows}, "only {}."),
         *_of_rows({row.label: _short(row, suite) for row in rows}, "shorter than asked for: {}."),
         *_of_rows({row.label: _cut(row, suite) for row in rows}, f"prompts cut {where}: {{}}."),
         *_differing_settings(rows, suite),
@@ -96,6 +99,18 @@ def _missing(there: Iterable[Place], suite: Suite, lengths: Sequence[int | None]
         if others := [task for task in tasks if task in tasks_there]:
             parts.append(f"at {length_name(length)} without {', '.join(others)}")
     return "; ".join(parts)
+
+
+def _limited(row: Row, suite: Suite) -> str:
+    """Which tasks were asked in part; empty if none was."""
+    tasks: dict[int, list[str]] = {}
+    for cell in _cells(row, suite):
+        if cell.limit is not None:
+            tasks.setdefault(cell.limit, []).append(cell.task)
+    return ", ".join(
+        f"the first {limit:,} of {' and '.join(_SAMPLED.get(task, task) for task in dict.fromkeys(some))}"
+        for limit, some in tasks.items()
+    )
 
 
 def _short(row: Row, suite: Suite) -> str:

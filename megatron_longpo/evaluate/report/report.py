@@ -108,7 +108,7 @@ def _row_facts(row: Row, its_colour: str) -> dict[str, Any]:
         "label": row.label,
         "colour": its_colour,
         "engine": row.engine,
-        "limit": "all" if row.limit is None else f"first {row.limit:,}",
+        "limits": ", ".join("all" if limit is None else f"first {limit:,}" for limit in row.limits),
         "weights": row.weights[:12],
         "num_cells": len(cells),
         "num_samples": sum(cell.num for cell in cells),

@@ -1,4 +1,8 @@
-"""Rows of the tables: one for each model, engine and limit, with its cells."""
+"""Rows of the tables: one for each model and engine, with its cells.
+
+A task that was run with several limits has a score for each, and no row can hold two: then there is a row for each
+limit.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +16,19 @@ from megatron_longpo.evaluate.suites import Suite
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One model as one engine ran it, over the first so many samples."""
+    """One model as one engine ran it."""
 
     label: str
-    """Its name in the tables: the model's, with engine and limit where these differ among the rows."""
+    """Its name in the tables: the model's, with what tells it from other rows of the model."""
     model: str
     engine: str
-    limit: int | None
     weights: str
     cells: Mapping[Place, Cell]
+
+    @property
+    def limits(self) -> list[int | None]:
+        """Of its cells, each once, ascending; None, for all samples, is the last."""
+        return sorted({cell.limit for cell in self.cells.values()}, key=lambda limit: (limit is None, limit or 0))
 
     def estimates(self, suite: Suite) -> dict[Place, Estimate]:
         """Its scores in a suite."""
@@ -46,29 +54,51 @@ def make_rows(cells: Mapping[Path, Cell], models: Sequence[str] | None = None) -
         UserError: a model is not there or named twice, or two cells of a row contradict each other.
     """
     order = _order(cells.values(), models)
-    found: dict[tuple[str, str, int | None], dict[Place, Path]] = {}
+    chosen = {path: cell for path, cell in cells.items() if cell.model in order}
+    engines = {cell.engine for cell in chosen.values()}
+    rows: list[Row] = []
+    keys = {(cell.model, cell.engine) for cell in chosen.values()}
+    for model, engine in sorted(keys, key=lambda key: (order.index(key[0]), key[1])):
+        ours = {path: cell for path, cell in chosen.items() if (cell.model, cell.engine) == (model, engine)}
+        by_limit = _by_limit(ours) if _has_several_limits(ours.values()) else {"": ours}
+        for limit, some in by_limit.items():
+            notes = [*([engine] if len(engines) > 1 else []), *([limit] if limit else [])]
+            label = f"{model} ({', '.join(notes)})" if notes else model
+            rows.append(_row(label, some))
+    return rows
+
+
+def _has_several_limits(cells: Iterable[Cell]) -> bool:
+    """Whether a task was run with several."""
+    limits: dict[Place, int | None] = {}
+    return any(limits.setdefault((cell.task, cell.length), cell.limit) != cell.limit for cell in cells)
+
+
+def _by_limit(cells: Mapping[Path, Cell]) -> dict[str, dict[Path, Cell]]:
+    found: dict[str, dict[Path, Cell]] = {}
+    for path, cell in sorted(cells.items(), key=lambda item: (item[1].limit is not None, item[1].limit or 0)):
+        limit = "all samples" if cell.limit is None else f"first {cell.limit}"
+        found.setdefault(limit, {})[path] = cell
+    return found
+
+
+def _row(label: str, cells: Mapping[Path, Cell]) -> Row:
+    files: dict[Place, Path] = {}
     for path, cell in cells.items():
-        if cell.model not in order:
-            continue
-        files = found.setdefault((cell.model, cell.engine, cell.limit), {})
         _refuse_contradiction(cells, path, files)
         files[cell.task, cell.length] = path
-    keys = sorted(found, key=lambda key: (order.index(key[0]), key[1], key[2] is not None, key[2] or 0))
-    return [
-        Row(
-            label=_label(key, keys),
-            model=key[0],
-            engine=key[1],
-            limit=key[2],
-            weights=cells[next(iter(found[key].values()))].weights,
-            cells={place: cells[path] for place, path in found[key].items()},
-        )
-        for key in keys
-    ]
+    first = next(iter(cells.values()))
+    return Row(
+        label=label,
+        model=first.model,
+        engine=first.engine,
+        weights=first.weights,
+        cells={place: cells[path] for place, path in files.items()},
+    )
 
 
 def base_of(row: Row, bases: Sequence[Row]) -> Row | None:
-    """The one of the first model's rows that a row is compared with: by the same engine and limit where there is one.
+    """The one of the first model's rows that a row is compared with: by the same engine and limits where there is one.
 
     Its own other rows are compared with the first one. None if there is nothing to compare with.
     """
@@ -76,7 +106,7 @@ def base_of(row: Row, bases: Sequence[Row]) -> Row | None:
         return None
     if row in bases:
         return bases[0]
-    return min(bases, key=lambda one: (one.engine != row.engine, one.limit != row.limit))
+    return min(bases, key=lambda one: (one.engine != row.engine, one.limits != row.limits))
 
 
 def _order(cells: Iterable[Cell], models: Sequence[str] | None) -> list[str]:
@@ -113,11 +143,3 @@ def _refuse_contradiction(cells: Mapping[Path, Cell], path: Path, files: Mapping
         raise UserError(
             f"{twin} and {path}: both are {cell.task}{at_length} of {cell.model!r}; what differs: {differ}; remove one"
         )
-
-
-def _label(key: tuple[str, str, int | None], keys: Sequence[tuple[str, str, int | None]]) -> str:
-    model, engine, limit = key
-    notes = [engine] if len({one[1] for one in keys}) > 1 else []
-    if len({one[2] for one in keys}) > 1:
-        notes.append("all samples" if limit is None else f"first {limit}")
-    return f"{model} ({', '.join(notes)})" if notes else model

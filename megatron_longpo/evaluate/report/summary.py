@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from megatron_longpo.evaluate.cells import Cell
 from megatron_longpo.evaluate.report import tables
+from megatron_longpo.evaluate.report.estimates import ascending
 from megatron_longpo.evaluate.report.notes import Note, difference_notes, score_notes, settings_table
 from megatron_longpo.evaluate.report.published import SOURCE, published_notes
 from megatron_longpo.evaluate.report.rows import Row
@@ -54,7 +56,7 @@ def as_json(rows: Sequence[Row], summaries: Sequence[SuiteSummary]) -> dict[str,
     return {
         "format_version": FORMAT_VERSION,
         "rows": [
-            {"label": row.label, "model": row.model, "engine": row.engine, "limit": row.limit, "weights": row.weights}
+            {"label": row.label, "model": row.model, "engine": row.engine, "limits": row.limits, "weights": row.weights}
             for row in rows
         ],
         "published_source": SOURCE,
@@ -111,23 +113,30 @@ def _commands(one: SuiteSummary) -> list[str]:
     """What its cells are made by, with the options that decide which ones these are."""
     models: dict[str, list[str]] = {}
     for row in one.rows:
-        there = {task for task, _ in row.estimates(one.suite)}
-        options = {
-            "--suite": one.suite.name,
-            "--tasks": ",".join(
-                task for task in one.suite.tasks if task in there and len(there) < len(one.suite.tasks)
-            ),
-            "--lengths": ",".join(str(length) for length in row.lengths(one.suite) if length is not None),
-            "--limit": "" if row.limit is None else str(row.limit),
-            "--engine": row.engine,
-            "--endpoint": "URL" if row.engine == "openai" else "",
-        }
-        shown = " ".join(f"{name} {value}" for name, value in options.items() if value)
-        models.setdefault(shown, []).append(shlex.quote(f"{row.model}=DIR"))
+        for limit in row.limits:
+            cells = [cell for cell in row.cells.values() if cell.suite == one.suite.name and cell.limit == limit]
+            if cells:
+                models.setdefault(_options(one.suite, cells), []).append(shlex.quote(f"{row.model}=DIR"))
     return [
         f"megatron-longpo evaluate run --models {' '.join(names)} {options} --mirror MIRROR --output OUTPUT"
         for options, names in models.items()
     ]
+
+
+def _options(suite: Suite, cells: Sequence[Cell]) -> str:
+    """Of cells of one engine and limit."""
+    there = {cell.task for cell in cells}
+    tasks = [task for task in suite.tasks if task in there]
+    lengths = [length for length in ascending(cell.length for cell in cells) if length is not None]
+    options = {
+        "--suite": suite.name,
+        "--tasks": ",".join(tasks) if len(tasks) < len(suite.tasks) else "",
+        "--lengths": ",".join(map(str, lengths)),
+        "--limit": cells[0].limit,
+        "--engine": cells[0].engine,
+        "--endpoint": "URL" if cells[0].engine == "openai" else "",
+    }
+    return " ".join(f"{name} {value}" for name, value in options.items() if value)
 
 
 def _table_as_json(table: Table, value_as_json: Callable[[Value | None], Any]) -> list[dict[str, Any]]:

@@ -178,16 +178,19 @@ def test_the_commands_that_are_shown_are_commands(tmp_path: Path) -> None:
         tmp_path,
         cell([1, 0], model="my base"),
         cell([1, 0], "ruler_cwe", 8192, model="my base"),
-        *(cell([1, 0], task, model="b", order=1, engine="openai", limit=2) for task in SUITES["short"].tasks),
+        cell([1, 0], "mmlu", model="b", order=1, engine="openai", limit=2),
+        *(cell([1, 0], task, model="b", order=1, engine="openai") for task in SUITES["short"].tasks[1:]),
     )
     write_report(tmp_path)
     lines = re.findall(r"^megatron-longpo evaluate run (.*)$", card_section(tmp_path), re.MULTILINE)
     parser = argparse.ArgumentParser()
     evaluate_run.add_arguments(parser)
-    ruler, short = (parser.parse_args(shlex.split(line)) for line in lines)
+    ruler, mmlu, others = (parser.parse_args(shlex.split(line)) for line in lines)
     assert "'my base=DIR'" in lines[0] and "--tasks ruler_vt,ruler_cwe --lengths 4096,8192 --engine hf " in lines[0]
-    assert "--suite short --limit 2 --engine openai --endpoint URL " in lines[1]
-    assert (ruler.engine, short.engine, ruler.limit, short.limit) == ("hf", "openai", None, 2)
+    assert "--suite short --tasks mmlu --limit 2 --engine openai --endpoint URL " in lines[1]
+    assert "--suite short --tasks arc_challenge,hellaswag,winogrande --engine openai " in lines[2]
+    assert (ruler.engine, mmlu.engine) == ("hf", "openai")
+    assert (ruler.limit, mmlu.limit, others.limit) == (None, 2, None)
 
 
 def test_a_published_row_of_the_same_name_is_not_ours(tmp_path: Path) -> None:

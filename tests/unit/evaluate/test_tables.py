@@ -242,16 +242,29 @@ def test_two_engines_are_two_rows() -> None:
     ]
     one = ruler(*cells)
     assert [line.label for line in one.scores.lines[:3]] == [
-        "base (hf, all samples)",
+        "base (hf)",
         "base (vllm, all samples)",
         "base (vllm, first 2)",
     ]
     assert [line.label.split(" \u2212 ") for line in one.differences.lines] == [
-        ["base (vllm, all samples)", "base (hf, all samples)"],
-        ["base (vllm, first 2)", "base (hf, all samples)"],
+        ["base (vllm, all samples)", "base (hf)"],
+        ["base (vllm, first 2)", "base (hf)"],
         *([label.replace("base", "longpo"), label] for label in (line.label for line in one.scores.lines[:3])),
     ]
     assert [row.label for row in rows_of(*(one for one in cells if one.engine == "hf"))] == ["base", "longpo"]
+
+
+def test_limits_that_are_of_other_tasks_are_one_row() -> None:
+    """As where MMLU, whose limit is of each of 57 subjects, was run with a lower one."""
+    limits = {"mmlu": 2, "arc_challenge": 100, "winogrande": 100}
+    rows = rows_of(
+        cell([1, 0]), *(cell([1, 0], task, limit=limit) for task, limit in limits.items()), cell([1], "hellaswag")
+    )
+    (row,) = rows
+    assert (row.label, row.limits) == ("base", [2, 100, None])
+    long, short = (notes(one) for one in summarise(rows, []))
+    assert not any("only" in note for note in long)
+    assert "base: only the first 2 of each subject of mmlu, the first 100 of arc_challenge and winogrande." in short
 
 
 def test_models_are_chosen_and_ordered_by_name() -> None:
