@@ -30,6 +30,28 @@ def loads(text: str) -> Any:
     return value
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        UserError: there is no such file, it is not UTF-8 JSON, or not an object.
+    """
+    try:
+        value = loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give a folder that holds it") from None
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{path}: {error.strerror}; it must be a JSON file in a folder") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for JSON settings; restore the file from its source") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not valid JSON ({error}); restore the file from its source") from None
+    if not is_object(value):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__}, needs an object")
+    return value
+
+
 def read_lines(path: Path, example: str) -> Iterator[tuple[str, Any]]:
     """Yield ``(FILE:LINE, value)`` of a file of JSON lines; blank ones, and a byte order mark before all, are left out.
 

@@ -4,34 +4,27 @@ And what a run gave, at its end.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 
+from megatron_longpo.commands.live_display import LiveDisplay, RecentRate, print_line
 from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.journal import Journal
 from megatron_longpo.generate.merge import Tally
 from megatron_longpo.generate.procedure import Outcome
 from megatron_longpo.generate.report.summary import drops, duration, num_whole_contexts
 
-SECONDS_PER_LINE = 15.0
-"""How often a log file hears of the progress."""
-WINDOW_SECONDS = 60.0
-"""Over which tokens per second are taken, back to the answer before it."""
 _MOST_DROPS = 3
-_BAR_CHARACTERS = 40
 
 
-class GenerateDisplay:
-    """Watches a shard's run (`run.Observer`) and shows on stderr how it goes on; a context manager."""
+class GenerateDisplay(LiveDisplay):
+    """Watches a shard's run (`run.Observer`)."""
+
+    _LOG_PREFIX = "generate: "
 
     def __init__(
         self,
@@ -50,31 +43,21 @@ class GenerateDisplay:
             console: stderr if None.
             clock: tells seconds.
         """
+        super().__init__(console, clock)
         self.total = total
         self._tally = tally_of(journal, min_turns)
-        self._num_before, self._seconds_before, self._clock = self._tally.contexts, self._tally.seconds, clock
-        self._started = self._last_line = clock()
-        self._recent = deque([(self._started, self._tally.prompt_tokens, self._tally.new_tokens)])
-        self._console = console or Console(stderr=True)
-        self._lock = Lock()  # the live display is drawn by a thread of its own
+        self._num_before, self._seconds_before = self._tally.contexts, self._tally.seconds
+        self._prompt_rate = RecentRate(self._started, self._tally.prompt_tokens)
+        self._new_rate = RecentRate(self._started, self._tally.new_tokens)
         self._most_drops: int | None = _MOST_DROPS
-        self._live: Live | None = None
-        if self._console.is_terminal:
-            self._live = Live(get_renderable=self._drawn, console=self._console, refresh_per_second=2)
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start(refresh=True)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._most_drops = None
-        if self._live is not None:
-            self._live.stop()  # draws once more
-        else:
-            self._print_line()
+        super().__exit__(kind, error, trace)
+        if self._live is None:
+            self._print_progress()
 
     def answered(self, completion: Completion) -> None:
         """A request was answered by the engine, now."""
@@ -83,9 +66,8 @@ class GenerateDisplay:
             tally.requests += 1
             tally.prompt_tokens += completion.num_prompt_tokens
             tally.new_tokens += completion.num_new_tokens
-            self._recent.append((now, tally.prompt_tokens, tally.new_tokens))
-            while now - self._recent[1][0] >= WINDOW_SECONDS:
-                self._recent.popleft()
+            self._prompt_rate.add(now, tally.prompt_tokens)
+            self._new_rate.add(now, tally.new_tokens)
         self._tell()
 
     def finished(self, outcome: Outcome) -> None:
@@ -94,30 +76,15 @@ class GenerateDisplay:
             _add(self._tally, outcome.asked, outcome.dropped, outcome.turns, outcome.pair is not None)
         self._tell()
 
-    def _tell(self) -> None:
-        if self._live is None and self._clock() - self._last_line >= SECONDS_PER_LINE:
-            self._print_line()
-
-    def _print_line(self) -> None:
-        self._last_line = self._clock()
-        _print(self._console, "generate: " + "; ".join(f"{name} {text}" for name, text in self._shown()))
-
-    def _drawn(self) -> Table:
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="dim", no_wrap=True)
-        for name, text in self._shown():
-            grid.add_row(name, text)
-        if self.total:
-            grid.add_row("", ProgressBar(self.total, min(self._tally.contexts, self.total), width=_BAR_CHARACTERS))
-        return grid
+    def _bar(self) -> tuple[int, int]:
+        return self._tally.contexts, self.total or 0
 
     def _shown(self) -> list[tuple[str, str]]:
-        """Name and text of every line of the display, or of every part of a log's line."""
         with self._lock:
             tally, now = self._tally, self._clock()
             of_total = "" if self.total is None else f" of {self.total:,}"
             kept = f" ({tally.turns / tally.asked:.0%} of {tally.asked:,} chunks)" if tally.asked else ""
-            prompt_rate, new_rate = self._rates(now)
+            prompt_rate, new_rate = self._prompt_rate.per_second(now), self._new_rate.per_second(now)
             before = f" (and {duration(self._seconds_before)} before)" if self._seconds_before else ""
             return [
                 ("long contexts", f"{tally.contexts:,}{of_total}"),
@@ -126,12 +93,6 @@ class GenerateDisplay:
                 ("requests", f"{tally.requests:,} ({prompt_rate:,.0f} prompt and {new_rate:,.0f} new tokens/s)"),
                 ("time", f"{duration(now - self._started)}{before}, {self._time_left(now)} left"),
             ]
-
-    def _rates(self, now: float) -> tuple[float, float]:
-        """Prompt and new tokens per second, of late."""
-        start, prompt_tokens, new_tokens = self._recent[0]
-        seconds = max(now - start, 1e-3)
-        return (self._tally.prompt_tokens - prompt_tokens) / seconds, (self._tally.new_tokens - new_tokens) / seconds
 
     def _time_left(self, now: float) -> str:
         """Estimate it by the speed of this session: earlier ones may have had another machine."""
@@ -175,9 +136,9 @@ def print_summary(manifest: Mapping[str, Any], output: Path, console: Console) -
         ("time", f"{duration(counts['seconds'])}, {rate} new tokens/s"),
         ("sources", _listed(list(counts["sources"].items()))),
     ]
-    _print(console, f"{output}:")
+    print_line(console, f"{output}:")
     for name, text in lines:
-        _print(console, f"  {name:<8}  {text}")
+        print_line(console, f"  {name:<8}  {text}")
 
 
 def _add(tally: Tally, asked: int, dropped: Mapping[str, int], turns: int, is_pair: bool) -> None:
@@ -194,8 +155,3 @@ def _listed(numbers: Sequence[tuple[str, int]], most: int | None = None) -> str:
     shown = [f"{name} {count:,}" for name, count in numbers[:most]]
     others = sum(count for _, count in numbers[most:]) if most is not None else 0
     return ", ".join([*shown, *([f"others {others:,}"] if others else [])]) or "none"
-
-
-def _print(console: Console, line: str) -> None:
-    """One line, however long: a log has no width."""
-    console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -23,7 +23,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from megatron_longpo.data.tokenizer import load_tokenizer  # noqa: E402
 from megatron_longpo.errors import UserError, one_line  # noqa: E402
-from megatron_longpo.hf.config import architecture, read_json_object  # noqa: E402
+from megatron_longpo.hf.config import architecture  # noqa: E402
 from megatron_longpo.hf.folder import checkpoint_folder  # noqa: E402
 from megatron_longpo.hf.rope import rope_parameters  # noqa: E402
 from megatron_longpo.hf.sidecar import read_hf_config, read_identity  # noqa: E402
@@ -31,6 +31,7 @@ from megatron_longpo.hf.weights import DTYPES  # noqa: E402
 from megatron_longpo.model.attention import tree_params  # noqa: E402
 from megatron_longpo.model.forward import pack, tree_input  # noqa: E402
 from megatron_longpo.reference.frozen import load_model  # noqa: E402
+from megatron_longpo.strict_json import read_json_object  # noqa: E402
 
 LARGEST_BY_DEFAULT = 1_000_000_000
 """Parameters; two fp32 copies of the model are in memory."""

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Never
 
-from megatron_longpo import strict_json
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.rope import rope_parameters
-from megatron_longpo.strict_json import is_array, is_object
+from megatron_longpo.strict_json import is_array
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -47,28 +46,6 @@ class Architecture:
     """Queries and keys are normed, head by head, before the rotation (Qwen3)."""
     tied_embeddings: bool
     """The output layer is the embedding."""
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``.
-
-    Raises:
-        UserError: there is no such file, it is not UTF-8 JSON, or not an object.
-    """
-    try:
-        value = strict_json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give a folder that holds it") from None
-    except (IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{path}: {error.strerror}; it must be a JSON file in a folder") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply for JSON settings; restore the file from its source") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not valid JSON ({error}); restore the file from its source") from None
-    if not is_object(value):
-        raise UserError(f"{path}: holds a JSON {type(value).__name__}, needs an object")
-    return value
 
 
 def architecture(hf_config: Mapping[str, Any]) -> Architecture:

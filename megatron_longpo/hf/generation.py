@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.data.tokenise import end_of_turn_id
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.sidecar import write_json
-from megatron_longpo.strict_json import is_array
+from megatron_longpo.strict_json import is_array, read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

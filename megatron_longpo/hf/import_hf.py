@@ -16,7 +16,7 @@ from megatron_longpo.data.tokenizer import read_chat_template, tokenizer_fingerp
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_directory, refuse_inside
 from megatron_longpo.hf.card import front_matter
-from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
+from megatron_longpo.hf.config import architecture, megatron_options
 from megatron_longpo.hf.fingerprint import Fingerprint
 from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
 from megatron_longpo.hf.generation import read_generation_config
@@ -27,6 +27,7 @@ from megatron_longpo.hf.source import check_source
 from megatron_longpo.hf.tokenizer import complete_tokenizer, usable_tokenizer
 from megatron_longpo.hf.torch_dist import Chunk, write_checkpoint
 from megatron_longpo.hf.weights import DTYPES, SafetensorsFolder, dtype_label, read_checked
+from megatron_longpo.strict_json import read_json_object
 
 # What Megatron's load_checkpoint (megatron/training/checkpointing.py, 0.19) looks for beside the tensors. No ``args``:
 # they would be a pickled Namespace of one run; the shape of the model comes from hf/config.json.

@@ -13,9 +13,9 @@ from typing import Any
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
-from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.rope import checked, with_rope
 from megatron_longpo.model.rope_parameters import RopeParameters
+from megatron_longpo.strict_json import read_json_object
 
 FORMAT_VERSION = 2
 IDENTITY_FILE = "longpo.json"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.errors import UserError, one_line
-from megatron_longpo.hf.config import read_json_object
+from megatron_longpo.strict_json import read_json_object
 
 _LARGEST_POINTER = 1024  # bytes; the format says so
 

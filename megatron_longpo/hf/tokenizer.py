@@ -8,8 +8,8 @@ from megatron_longpo.data.sentencepiece_model import is_bare
 from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
 from megatron_longpo.files import atomic_file
-from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.sidecar import write_json
+from megatron_longpo.strict_json import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, T
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.config import read_json_object
+from megatron_longpo.strict_json import read_json_object
 
 FORMAT_FILE = "metadata.json"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.sidecar import write_json
-from megatron_longpo.strict_json import is_array, is_object
+from megatron_longpo.strict_json import is_array, is_object, read_json_object
 
 FORMAT_VERSION = 1
 TRAINING_RECORD_FILE = "training_record.json"

@@ -9,11 +9,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.config import read_json_object
 from megatron_longpo.hf.names import NameRule
 from megatron_longpo.hf.safetensors_file import SAFETENSORS_DTYPES
 from megatron_longpo.hf.torch_dist import CheckpointReader
-from megatron_longpo.strict_json import is_object
+from megatron_longpo.strict_json import is_object, read_json_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INDEX_FILE = "model.safetensors.index.json"

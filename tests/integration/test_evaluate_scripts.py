@@ -53,3 +53,10 @@ def test_the_array_is_many_jobs_of_one_command_between_prompts_and_report(tmp_pa
         ["sbatch", "--dependency=afterok:41", str(script), "report"],
         ["megatron-longpo", "evaluate", "report", "runs/evaluate"],
     ]
+
+
+def test_the_array_waits_for_no_prompts_where_none_are_asked_for(tmp_path: Path) -> None:
+    script = EXAMPLES / "evaluate.sbatch"
+    found = slurm.commands(script, tmp_path, MODELS="base=m", JOBS="1", SUITE="short,infinitebench")
+    assert found[0] == ["sbatch", "--parsable", "--array=1-1", "--gpus=1", str(script), "run"]
+    assert [words[2] for words in found if words[1] == "evaluate"] == ["run", "report"]

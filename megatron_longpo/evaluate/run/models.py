@@ -4,14 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from megatron_longpo import strict_json
 from megatron_longpo.data.chat import check_chat_template
 from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from megatron_longpo.errors import UserError
-from megatron_longpo.files import reading
 from megatron_longpo.generate.engines.weights import weights_sample
+from megatron_longpo.strict_json import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -70,7 +69,7 @@ def open_models(given: Sequence[tuple[str, Path]], chat_template: str | None) ->
 
 def _open(name: str, order: int, folder: Path, chat_template: str | None) -> Model:
     weights = weights_sample(folder)
-    config = _read(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     context = config.get("max_position_embeddings")
     if type(context) is not int or context < 1:
         raise UserError(f"{folder}/config.json: no max_position_embeddings, so its context length is unknown; add it")
@@ -90,14 +89,6 @@ def _open(name: str, order: int, folder: Path, chat_template: str | None) -> Mod
 
 
 def _defaults(path: Path) -> str:
-    fields = _read(path) if path.is_file() else {}
+    fields = read_json_object(path) if path.is_file() else {}
     given = {name: fields[name] for name in _NEUTRAL if name in fields and fields[name] is not None}
     return ", ".join(f"{name} {value}" for name, value in given.items() if value != _NEUTRAL[name])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with reading(path, OSError, ValueError, RecursionError):
-        fields: object = strict_json.loads(path.read_text(encoding="utf-8"))
-    if not strict_json.is_object(fields):
-        raise UserError(f"{path}: no JSON object; copy the folder again")
-    return fields

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megatron_longpo.commands import generate_display
+from megatron_longpo.commands import live_display
 from megatron_longpo.commands.generate_display import GenerateDisplay, print_summary, tally_of
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.engine import Completion
@@ -197,4 +197,4 @@ def test_stderr_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str
         display.finished(GOOD)
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert generate_display.SECONDS_PER_LINE == 15
+    assert live_display.SECONDS_PER_LINE == 15
