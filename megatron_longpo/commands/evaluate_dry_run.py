@@ -13,10 +13,11 @@ from rich.table import Table
 
 from megatron_longpo.evaluate.long.prompts import cut_middle
 from megatron_longpo.evaluate.mirror import Mirror
-from megatron_longpo.evaluate.run.engines import EngineChoice, open_long
+from megatron_longpo.evaluate.run.engines import open_long
 from megatron_longpo.evaluate.run.planning import prompts_of
 from megatron_longpo.evaluate.run.wanted import Wanted
 from megatron_longpo.generate.engine import Completion, Engine
+from megatron_longpo.generate.engines.opening import EngineChoice
 from megatron_longpo.generate.report.summary import duration
 
 

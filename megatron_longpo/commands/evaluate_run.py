@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_longpo.commands.dataset_output import given_template
+from megatron_longpo.commands.engine_options import add_engine_options, engine_choice
 from megatron_longpo.commands.evaluate_make_ruler import DEFAULT_LENGTHS, lengths
-from megatron_longpo.commands.number_options import require_at_least_1, require_seconds
+from megatron_longpo.commands.number_options import require_at_least_1
 from megatron_longpo.errors import UserError
 from megatron_longpo.evaluate.suites import SUITES
 
 if TYPE_CHECKING:
     from megatron_longpo.evaluate.mirror import Mirror
-    from megatron_longpo.evaluate.run.engines import EngineChoice
     from megatron_longpo.evaluate.run.wanted import Wanted
+    from megatron_longpo.generate.engines.opening import EngineChoice
 
 TASKS = tuple(task for suite in SUITES.values() for task in suite.tasks)
 
@@ -41,44 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--dry-run", action="store_true", help="say what is to be made, and how long that takes")
     how = parser.add_argument_group("what answers")
-    how.add_argument(
-        "--engine", choices=("hf", "vllm", "openai"), default="hf", help="hf: transformers in this process"
-    )
-    how.add_argument("--endpoint", metavar="URL", help="of --engine openai, like http://localhost:8000/v1")
-    how.add_argument("--served-model", metavar="NAME", help="what the server calls the model, if it lists several")
-    how.add_argument("--chat-template", type=Path, metavar="FILE", help="in place of the folders' own")
-    how.add_argument("--context-limit", type=int, metavar="N", help="tokens, if less than the model's positions")
-    how.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16", "auto"),
-        help="by default float32 on a CPU, else the checkpoint's",
-    )
-    how.add_argument("--device", default="auto", help="of --engine hf: auto, cpu, cuda, cuda:N")
-    how.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts in one pass (hf)")
-    how.add_argument("--tensor-parallel-size", type=int, default=1, metavar="N", help="GPUs of one model (vllm)")
-    how.add_argument("--max-concurrent", type=int, default=32, metavar="N", help="requests in flight (vllm, openai)")
-    how.add_argument("--request-timeout", type=float, default=600.0, metavar="SECONDS", help="of one try (openai)")
-    how.add_argument(
-        "--retry-for", type=float, default=600.0, metavar="SECONDS", help="from its first failure (openai)"
-    )
+    add_engine_options(how)
 
 
 def run(options: argparse.Namespace) -> None:
     """Make what is missing."""
-    _check(options)
+    require_at_least_1(options, "limit")
+    choice = engine_choice(options)
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     from megatron_longpo.evaluate.mirror import open_mirror
     from megatron_longpo.evaluate.run.models import open_models
     from megatron_longpo.evaluate.run.planning import Asked, plan
     from megatron_longpo.evaluate.run.run import missing_cells
 
-    mirror, choice = open_mirror(options.mirror), _choice(options)
+    mirror = open_mirror(options.mirror)
     models = open_models([_named_folder(text) for text in options.models], choice.chat_template)
     names = options.only or [model.name for model in models]
     if unknown := [name for name in names if name not in [model.name for model in models]]:
         raise UserError(f"--only {unknown[0]}: not one of --models")
     chosen = [model for model in models if model.name in names]
-    if choice.name == "openai" and len(chosen) > 1:
+    if choice.engine == "openai" and len(chosen) > 1:
         raise UserError("--engine openai asks one server: say with --only which of --models it serves")
     found = plan(
         Asked(
@@ -127,36 +109,6 @@ def _make(
                 opening = partial(open_long, choice, long[0].model, continues)
                 left += asyncio.run(make_long_cells(long, opening, mirror, output, display))
     return left
-
-
-def _choice(options: argparse.Namespace) -> "EngineChoice":
-    from megatron_longpo.evaluate.run.engines import EngineChoice
-
-    return EngineChoice(
-        name=options.engine,
-        chat_template=given_template(options),
-        dtype=options.dtype,
-        device=options.device,
-        batch_size=options.batch_size,
-        context_limit=options.context_limit,
-        endpoint=options.endpoint,
-        served_model=options.served_model,
-        max_concurrent=options.max_concurrent,
-        request_timeout_s=options.request_timeout,
-        retry_for_s=options.retry_for,
-        tensor_parallel_size=options.tensor_parallel_size,
-    )
-
-
-def _check(options: argparse.Namespace) -> None:
-    if options.engine == "openai" and options.endpoint is None:
-        raise UserError("--engine openai needs --endpoint URL, like http://localhost:8000/v1")
-    if options.engine != "openai":
-        for name in ("endpoint", "served_model"):
-            if vars(options)[name] is not None:
-                raise UserError(f"--{name.replace('_', '-')} is for --engine openai, not for --engine {options.engine}")
-    require_at_least_1(options, "limit", "context_limit", "batch_size", "max_concurrent", "tensor_parallel_size")
-    require_seconds(options, "request_timeout", "retry_for")
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

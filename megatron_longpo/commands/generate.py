@@ -10,13 +10,12 @@ import sys
 from collections.abc import Awaitable
 from contextlib import aclosing
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_longpo.commands import generate_options
 from megatron_longpo.commands.dataset_output import given_template
-from megatron_longpo.commands.generate_engines import EngineOptions, check_limits, engine_options, open_engine
+from megatron_longpo.commands.generate_engines import OpenEngine, check_limits, engine_opening
 from megatron_longpo.commands.generate_options import settings_of, shard_of
 from megatron_longpo.commands.generate_plan import print_counts, print_speed
 from megatron_longpo.errors import UserError
@@ -41,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
     """Generate, or merge what was generated, and print what came of it."""
     settings, shard = settings_of(args), shard_of(args)
     _check_output(args)
-    options = engine_options(args, settings)
+    opening = engine_opening(args, settings)
     corpus = _open_corpus(args, settings)
     if args.dry_run:
-        return asyncio.run(_dry_run(args, corpus, shard, options))
+        return asyncio.run(_dry_run(args, corpus, shard, opening))
     if args.merge is None:
-        asyncio.run(_generate(args, corpus, shard, options))
+        asyncio.run(_generate(args, corpus, shard, opening))
     if args.merge is None and shard.of > 1:
         print(f"shard {shard.number} of {shard.of} is done; when all are, give --merge {shard.of} in place of --shard")
         return 0
@@ -63,13 +62,13 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.report.html")
 
 
-async def _generate(args: argparse.Namespace, corpus: Corpus, shard: Shard, options: EngineOptions) -> None:
+async def _generate(args: argparse.Namespace, corpus: Corpus, shard: Shard, open_engine: OpenEngine) -> None:
     """Bring the shard's journal to its end."""
     from megatron_longpo.commands.generate_display import GenerateDisplay
 
     settings = corpus.settings
-    print(f"generate: opening {options.endpoint or options.model} ({options.engine})", file=sys.stderr, flush=True)
-    run_all, opening = _runner(args, options)
+    print(f"generate: opening {args.endpoint or args.model} ({args.engine})", file=sys.stderr, flush=True)
+    run_all, opening = _runner(args, open_engine)
     async with aclosing(await opening) as engine:
         check_limits(engine.context_limits, settings, asks=args.questions is None)
         header = {**_header(corpus), "engine": dict(engine.identity)}
@@ -87,15 +86,15 @@ async def _generate(args: argparse.Namespace, corpus: Corpus, shard: Shard, opti
             journal.end(asdict(counts))
 
 
-def _runner(args: argparse.Namespace, options: EngineOptions) -> tuple[Any, Awaitable[Any]]:
+def _runner(args: argparse.Namespace, open_engine: OpenEngine) -> tuple[Any, Awaitable[Any]]:
     """What runs a shard, and the engine or engines that it takes, to be opened."""
     if args.runner == "local":
-        return run_shard, open_engine(options)
+        return run_shard, open_engine()
     from megatron_longpo.generate.on_ray.ray_engines import open_ray_engines
     from megatron_longpo.generate.on_ray.ray_runner import run_shard_on_ray
 
     return run_shard_on_ray, open_ray_engines(
-        partial(open_engine, options),
+        open_engine,
         num_engines=args.num_engines,
         num_gpus_per_engine=args.gpus_per_engine,
         address=args.ray_address,
@@ -107,12 +106,12 @@ async def _count_contexts(corpus: Corpus, shard: Shard, display: "GenerateDispla
     display.total = await asyncio.to_thread(corpus.expected_contexts, shard)
 
 
-async def _dry_run(args: argparse.Namespace, corpus: Corpus, shard: Shard, options: EngineOptions) -> int:
+async def _dry_run(args: argparse.Namespace, corpus: Corpus, shard: Shard, open_engine: OpenEngine) -> int:
     """Count everything, and carry out the procedure for as many documents as keep the engine busy."""
     if args.runner != "local":
         raise UserError("--dry-run measures one engine here; leave out --runner ray")
     settings, counts = corpus.settings, Counts()
-    async with aclosing(await open_engine(options)) as engine:
+    async with aclosing(await open_engine()) as engine:
         check_limits(engine.context_limits, settings, asks=args.questions is None)
         contexts = [context for _, context in corpus.contexts(shard, Counts(), sample_size(engine, settings))]
         whole = await asyncio.to_thread(estimate, (context for _, context in corpus.contexts(shard, counts)), settings)

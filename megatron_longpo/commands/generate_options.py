@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_longpo.commands.engine_options import add_engine_options
 from megatron_longpo.errors import UserError
 from megatron_longpo.generate.journal import Shard
 from megatron_longpo.generate.settings import FILTERS, POLICY_ROPE, PRESETS, Settings, from_preset
@@ -70,9 +71,6 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         choices=("prose", "markdown", "latex", "code"),
         help="how to split the documents (default: by file suffix and a look at the text)",
     )
-    parser.add_argument(
-        "--chat-template", type=Path, metavar="FILE", help="Jinja template in place of the model folder's"
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 
@@ -116,36 +114,12 @@ def _add_figures(group: argparse._ArgumentGroup, figures: dict[str, str], defaul
 
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--engine", choices=("transformers", "openai", "vllm"), default="transformers")
-    group.add_argument(
-        "--endpoint", metavar="URL", help="of an OpenAI-compatible server, like http://localhost:8000/v1"
-    )
+    add_engine_options(group)
     group.add_argument(
         "--long-endpoint", metavar="URL", help="for the answers from the long context (default: --endpoint)"
     )
-    group.add_argument("--served-model", metavar="NAME", help="the server's name of the model (default: its only one)")
     group.add_argument(
         "--long-served-model", metavar="NAME", help="of that at --long-endpoint (default: --served-model)"
-    )
-    group.add_argument("--max-concurrent", type=int, default=64, metavar="N", help="requests to a server (default: 64)")
-    group.add_argument(
-        "--request-timeout", type=float, default=600, metavar="S", help="seconds for one attempt (default: 600)"
-    )
-    group.add_argument(
-        "--retry-for", type=float, default=1800, metavar="S", help="seconds until a request is given up (default: 1800)"
-    )
-    group.add_argument(
-        "--context-limit", type=int, metavar="N", help="of a server that does not tell its own, in tokens"
-    )
-    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="of the transformers engine (default: 8)")
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights (default: float32 on a CPU, else the checkpoint's)",
-    )
-    group.add_argument("--device", default="auto", help="of the transformers engine: auto, cpu, cuda, cuda:N")
-    group.add_argument(
-        "--tensor-parallel-size", type=int, default=1, metavar="N", help="GPUs of one vLLM engine (default: 1)"
     )
     group.add_argument(
         "--policy-rope",

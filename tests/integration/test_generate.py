@@ -247,7 +247,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "--max-chunk-tokens 400 with an instruction and an answer needs a context of",
     ),
     "limit-long": (["--context-limit", "2000"], "--length 2600 is more than the 2000 tokens of the model's context"),
-    "local": (["--engine", "transformers"], "--endpoint is for --engine openai, not for --engine transformers"),
+    "local": (["--engine", "transformers"], "--endpoint is for --engine openai, not for --engine hf"),
     "model": (["--model", "nowhere"], "nowhere"),
     "duplicates": (["--max-duplicate", "2"], "--max-duplicate 2.0: needs 0 to 1"),
 }

@@ -14,7 +14,7 @@ def test_an_array_of_shards_and_then_a_merge(tmp_path: Path) -> None:
     variables = {"MODEL": "my model", "DOCUMENTS": "*.txt b", "OUTPUT": "o.jsonl", "SHARDS": "3", "AT_A_TIME": "2"}
     found = commands(SCRIPT, tmp_path, GENERATE="--seed 7", **variables)
     generate = ["megatron-longpo", "generate", "--documents", "*.txt", "b", "--model", "my model"]
-    generate += ["--output", "o.jsonl", "--preset", "mistral-128k", "--engine", "transformers", "--seed", "7"]
+    generate += ["--output", "o.jsonl", "--preset", "mistral-128k", "--engine", "hf", "--seed", "7"]
     assert found == [
         ["sbatch", "--parsable", "--array=1-3%2", "--gpus=1", str(SCRIPT), "shard"],
         *([*generate, "--shard", f"{number}/3"] for number in (1, 2, 3)),

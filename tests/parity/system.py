@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_longpo.batches import as_tensors
-from megatron_longpo.hf.config import architecture, megatron_options, read_json_object
+from megatron_longpo.hf.config import architecture, megatron_options
 from megatron_longpo.hf.names import name_table
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.torch_dist import CheckpointReader
@@ -32,6 +32,7 @@ from megatron_longpo.reference.frozen import load_frozen
 from megatron_longpo.reference.online import OnlineReference
 from megatron_longpo.step import StepSettings, forward_step
 from megatron_longpo.step_metrics import take_breakdowns
+from megatron_longpo.strict_json import read_json_object
 from tests.parity.cases import Case, coefficients, random_pairs
 from tests.parity.oracle import Result
 

@@ -13,11 +13,12 @@ from megatron_longpo.evaluate.long.prompts import Prompt
 from megatron_longpo.evaluate.long.ruler import RULER_TASKS
 from megatron_longpo.evaluate.long.ruler_files import known_settings, ruler_prompts
 from megatron_longpo.evaluate.mirror import Mirror
-from megatron_longpo.evaluate.run.engines import EngineChoice
+from megatron_longpo.evaluate.run.engines import context_of, dtype_of
 from megatron_longpo.evaluate.run.models import Model
 from megatron_longpo.evaluate.run.wanted import Wanted
 from megatron_longpo.evaluate.short.run import short_settings
 from megatron_longpo.evaluate.suites import SUITES
+from megatron_longpo.generate.engines.opening import EngineChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ def _short_cell(asked: Asked, model: Model, task: str, _: int) -> Wanted:
 
 
 def _ruler_cell(asked: Asked, model: Model, task: str, length: int) -> Wanted:
-    context = asked.choice.context_of(model)
+    context = context_of(asked.choice, model)
     if length > context:
         raise UserError(
             f"{model.name}: RULER at {length:,} tokens is more than its {context:,} positions (config.json or "
@@ -109,7 +110,7 @@ def _ruler_cell(asked: Asked, model: Model, task: str, length: int) -> Wanted:
 
 def _novel_cell(asked: Asked, model: Model, task: str, _: int) -> Wanted:
     asked.mirror.path_of("infinitebench")
-    cut_to = min(asked.choice.context_of(model), asked.choice.context_limit or DEFAULT_LIMIT)
+    cut_to = min(context_of(asked.choice, model), asked.choice.context_limit or DEFAULT_LIMIT)
     num = min(NOVEL_TASKS[task].num, asked.limit or NOVEL_TASKS[task].num)
     settings: dict[str, Setting] = {
         "cut_to": cut_to,
@@ -131,7 +132,7 @@ def _wanted(
     num_tokens: int,
 ) -> Wanted:
     common: dict[str, Setting] = {
-        "dtype": asked.choice.dtype_of(model),
+        "dtype": dtype_of(asked.choice, model),
         "tokenizer": model.fingerprint[:16],
         "transformers": importlib.metadata.version("transformers"),
         "not_applied": model.defaults or None,
@@ -140,7 +141,7 @@ def _wanted(
         common["server_model"] = Path(asked.choice.served_model).name
     return Wanted(
         model=model,
-        engine=asked.choice.name,
+        engine=asked.choice.engine,
         suite=suite,
         task=task,
         length=length,

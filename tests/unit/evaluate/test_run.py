@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -298,3 +300,28 @@ def test_a_damaged_cell_or_journal_is_named(
     path.with_suffix(".journal").unlink()
     run(*words)
     assert path.is_file()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing_that_was_there(
+    mirror: Path, model: Path, endpoint: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, log = endpoint
+    words = ("--models", f"base={model}", "--mirror", mirror, "--output", tmp_path / "out", "--tasks", "ruler_vt")
+    words = (*words, *served(url, *OPTIONS, "--max-concurrent", 1))
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+
+    before = num_answers(log)
+    full = subprocess.run(command(*words), preexec_fn=limit, capture_output=True, text=True, timeout=120, check=False)
+    assert full.returncode == 2 and "Traceback" not in full.stderr
+    last = full.stderr.splitlines()[-1]
+    assert re.search(r"error: .*cells/\w+\.journal: only \d+ of \d+ bytes could be written; is the disk full\?", last)
+    assert not list((tmp_path / "out").rglob("*.json"))
+    kept = num_answers(log) - before - 1
+    assert 0 < kept < 6
+    run(*words)
+    assert num_answers(log) - before == 6 + 1, "what was written before is kept; the answer that was not is asked again"
+    (cell,) = read_cell_files(tmp_path / "out").values()
+    assert cell.score == 100

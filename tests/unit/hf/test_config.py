@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoConfig
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.config import megatron_options, read_json_object
+from megatron_longpo.hf.config import megatron_options
+from megatron_longpo.strict_json import read_json_object
 
 REQUIRED = {
     "vocab_size": 101,
