@@ -1,6 +1,6 @@
 """Stock Megatron on CPU tensors and gloo, where there is no CUDA.
 
-``activate()`` is a documented feature: the quickstart and all tests use it. With CUDA present it changes nothing. Each
+``activate()`` is a documented feature: the quickstart and all tests use it. With CUDA present it replaces nothing. Each
 replacement below names what in Megatron-Core 0.19 needs it; those that a GPU needs as well are in megatron_hooks.py.
 
 Not covered, because nothing in LongPO training needs it: CUDA graphs, fp8, Transformer Engine, NCCL-only features.
@@ -39,6 +39,8 @@ def activate(announce: bool = True) -> bool:
     global _is_active  # noqa: PLW0603  # a process runs on the CPU or not, from its start to its end
     if _is_active:
         return True
+    # arguments.py asks for it under tensor and context parallelism before Blackwell; CUDA reads it as it starts.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
         return False
     # Megatron saves in the background with the help of child processes, which load this module once more.
@@ -46,8 +48,6 @@ def activate(announce: bool = True) -> bool:
         print("CUDA is not available: running Megatron on CPU tensors and gloo", file=sys.stderr, flush=True)
     # torch.compile gains nothing here and costs minutes; jit_fuser (megatron/core/jit.py) would call it.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    # arguments.py asks for it under tensor parallelism, to order CUDA kernels; there are none.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     torch._dynamo.config.disable = True  # type: ignore[attr-defined]
     _patch_cuda_module()
     _patch_tensor_and_module()
@@ -185,11 +185,8 @@ def _patch_tensor_and_module() -> None:
 
 
 def _patch_megatron() -> None:
-    import megatron.core.datasets.utils as dataset_utils
     import megatron.core.tensor_parallel.random as megatron_random
 
-    # initialize.py compiles the dataset helper with make; the wheel already holds the built one.
-    replace(dataset_utils, "compile_helpers", lambda: None)
     # random.py sets the state of a CUDA generator by index; activation recomputation restores it this way.
     replace(megatron_random, "_set_cuda_rng_state", lambda state, *_, **__: torch.set_rng_state(state))
     _repair_torch_adam()

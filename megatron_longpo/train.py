@@ -43,6 +43,7 @@ from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
 from megatron_longpo.metrics_file import open_metrics  # noqa: E402
 from megatron_longpo.metrics_writer import MetricsWriter  # noqa: E402
+from megatron_longpo.model import kernels  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
 from megatron_longpo.model.flops import squared_lengths  # noqa: E402
 from megatron_longpo.non_finite import check_step, check_weights  # noqa: E402
@@ -111,6 +112,8 @@ def _is_finished(loaded: Path, ckpt_step: int | None, train_iters: int) -> bool:
 
 
 def _install_hooks(settings: LongPOSettings) -> None:
+    megatron_hooks.use_built_dataset_helper()
+    megatron_hooks.skip_warm_up()
     if get_args().skip_train:
         megatron_hooks.report_evaluation()
     if not get_args().async_save:
@@ -178,6 +181,7 @@ def _model(
     settings: LongPOSettings,
 ) -> nn.Module:
     """Megatron's model provider."""
+    _choose_kernel()
     return build_model(
         config or core_transformer_config_from_args(get_args()),
         settings.shape,
@@ -186,6 +190,17 @@ def _model(
         vp_stage=vp_stage,
         pg_collection=pg_collection,
     )
+
+
+@cache  # Megatron asks for a model once for every virtual pipeline stage
+def _choose_kernel() -> None:
+    """Say what computes attention, before anything long."""
+    args = get_args()
+    kernels.use_only(args.longpo_attention_kernel)
+    name = kernels.choose_for(args).name
+    if args.rank == 0:
+        slow = ", which is slow: add --bf16" if name == "plain" and not (args.bf16 or args.fp16) else ""
+        say(f"attention by the kernel {name}{slow}")
 
 
 def _batches(

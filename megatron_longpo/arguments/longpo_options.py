@@ -2,6 +2,7 @@
 
 import argparse
 
+from megatron_longpo.model.kernels import AUTO, NAMES
 from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, default_text, option_name
 from megatron_longpo.reference.options import add_reference_options
 
@@ -31,6 +32,13 @@ def add_longpo_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         "--longpo-recompute",
         choices=("keep-attention",),
         help="recompute every layer in the backward pass but keep attention's output, its dearest part",
+    )
+    group.add_argument(
+        "--longpo-attention-kernel",
+        choices=NAMES,
+        default=AUTO,
+        metavar="NAME",
+        help=f"{', '.join(NAMES)} (default: auto, the first that runs here and is right on a small case)",
     )
     group.add_argument(
         "--longpo-tokens-per-microbatch",

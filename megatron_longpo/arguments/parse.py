@@ -160,9 +160,9 @@ def _step_settings(
 
 
 def _sequence_multiple(args: argparse.Namespace) -> int:
-    """Sequence parallelism cuts the tokens of a rank up, and FP8 products take them by sixteens."""
+    """Sequence parallelism cuts the tokens of a rank up; FP8 products take them by sixteens, MXFP8's blocks by 32."""
     parts = args.tensor_model_parallel_size if args.sequence_parallel else 1
-    return parts * (16 if args.fp8 else 1)
+    return parts * ((32 if args.fp8_recipe == "mxfp8" else 16) if args.fp8 else 1)
 
 
 def _policy_rope(args: argparse.Namespace, source: Path) -> RopeParameters:

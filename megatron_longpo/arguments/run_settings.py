@@ -15,6 +15,7 @@ from megatron_longpo.arguments.settings import LongPOSettings
 from megatron_longpo.data.manifest import Manifest
 from megatron_longpo.hf.sidecar import read_identity
 from megatron_longpo.hf.training_record import Settings
+from megatron_longpo.model.kernels import choose_for
 from megatron_longpo.reference.options import OnlineSettings
 
 
@@ -119,6 +120,7 @@ def _layout(args: argparse.Namespace) -> dict[str, Any]:
         "distributed_optimizer": args.use_distributed_optimizer,
         "recompute": args.longpo_recompute or args.recompute_granularity,
         "transformer_impl": args.transformer_impl,
+        "attention_kernel": choose_for(args).name,
     }
 
 

@@ -55,6 +55,8 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--use-torch-fsdp2 or --use-megatron-fsdp": args.use_torch_fsdp2 or args.use_megatron_fsdp,
         "--hybrid-context-parallel": args.hybrid_context_parallel,
         "--attention-dropout and --hidden-dropout above 0": args.attention_dropout > 0 or args.hidden_dropout > 0,
+        "--tp-comm-overlap": args.tp_comm_overlap,
+        "--cuda-graph-impl (the layout of a pair changes from step to step)": args.cuda_graph_impl != "none",
         "--full-validation": args.full_validation,
         "--no-rope-freq": args.no_rope_freq is not None,
     }

@@ -133,7 +133,14 @@ def _logprob_head(
     context: HeadContext,
     **_: Any,
 ) -> Tensor:
-    """GPTModel's ``output_processor``: called on the last stage in the place of the output layer and its loss."""
+    """GPTModel's ``output_processor``: called on the last stage in the place of the output layer and its loss.
+
+    So the output layer, whose weight is used, is never called, and what hangs on its call is called here: with
+    ``--overlap-param-gather`` the wait for the weight's all-gather (megatron/core/distributed/
+    distributed_data_parallel.py, ``_make_forward_pre_hook``).
+    """
+    for hook in tuple(output_layer._forward_pre_hooks.values()):
+        hook(output_layer, ())
     return token_logprobs(
         hidden_states,
         output_layer.weight if output_weight is None else output_weight,

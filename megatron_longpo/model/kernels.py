@@ -1,37 +1,47 @@
-"""Torch's own attention kernels, forward and backward, that expose the log-sum-exp.
+"""One contract for attention kernels, and the choice among those that keep it (kernel_calls.py).
 
-``torch.nn.functional.scaled_dot_product_attention`` hides the log-sum-exp, without which partial attentions over
-disjoint keys cannot be merged, and its autograd cannot be given a *merged* output. So the kernels beneath it are
-called by name. All take [1, H, T, D] queries and [1, G, U, D] keys and values, H a multiple of G (grouped-query
-attention without repeating keys), and never build anything of size T x U.
+The contract: queries [1, H, T, D], keys and values [1, G, U, D], H a multiple of G (grouped-query attention without
+repeating keys), strided as they come; causal (then queries and keys are the same tokens, T = U) or not; nothing of size
+T x U is ever built. Forward gives the output and the log-sum-exp of every row in fp32.
 
 Backward of a part: softmax over all keys has dS = P * (dP - rowsum(dO * O)), where P = exp(S - lse) and O are those
 of the *whole* row. A flash backward kernel computes exactly this from (dO, O, lse); fed the merged O and lse, it
 returns the part's share of dQ and the full dK, dV of the part's keys (FlashAttention-2, arXiv 2307.08691, alg. 2).
+
+The choice is made once for a device, a dtype and the shape of a head: the first kernel that can run there and whose
+output and gradients on a small case are those of plain fp32 arithmetic.
 """
+
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from megatron_longpo import platform
+from megatron_longpo.errors import UserError, one_line
+from megatron_longpo.model.kernel_calls import KERNELS, Kernel, plain_backward, plain_forward
+
+AUTO = "auto"
+NAMES = (AUTO, *(kernel.name for kernel in KERNELS))
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
+"""Of the small case, as part of the largest number; 1e-5 for other dtypes. bf16 rounds at 2^-9."""
+_only = AUTO
+
+
+def use_only(name: str) -> None:
+    """Let every later choice be this kernel, or ``auto``; for the rest of the process."""
+    global _only  # noqa: PLW0603  # a process computes attention by one kernel
+    _only = name
+    choose.cache_clear()
 
 
 def attend(q_HTD: Tensor, k_GUD: Tensor, v_GUD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of queries to keys: (output [1, H, T, D] in the inputs' dtype, log-sum-exp [1, H, T] fp32, nats).
 
     With ``causal`` the queries and the keys are the same tokens (T = U).
-
-    Raises:
-        NotImplementedError: the device or dtype has no kernel that returns the log-sum-exp.
     """
-    if q_HTD.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_HTD, k_GUD, v_GUD, 0.0, causal, attn_mask=None, scale=scale
-        )
-    _check_flash_dtype(q_HTD)
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        *(x.transpose(1, 2) for x in (q_HTD, k_GUD, v_GUD)),
-        None, None, q_HTD.shape[2], k_GUD.shape[2], 0.0, causal, False, scale=scale,
-    )  # fmt: skip
-    return out.transpose(1, 2), lse
+    return _kernel_of(q_HTD, k_GUD).forward(q_HTD, k_GUD, v_GUD, causal, scale)
 
 
 def attend_backward(
@@ -45,18 +55,7 @@ def attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients (dQ, dK, dV) of one part, given the *merged* output and log-sum-exp of its queries."""
-    if q_HTD.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out_HTD, q_HTD, k_GUD, v_GUD, out_HTD, lse_HT, 0.0, causal, attn_mask=None, scale=scale
-        )
-    # Dropout is 0, so the kernel reads no random state; it still wants the two tensors.
-    no_rng = torch.zeros(2, dtype=torch.uint64, device=q_HTD.device)
-    grads = torch.ops.aten._flash_attention_backward(
-        *(x.transpose(1, 2) for x in (grad_out_HTD, q_HTD, k_GUD, v_GUD, out_HTD)),
-        lse_HT.contiguous(), None, None, q_HTD.shape[2], k_GUD.shape[2], 0.0, causal, no_rng, no_rng, scale=scale,
-    )  # fmt: skip
-    dq, dk, dv = (grad.transpose(1, 2) for grad in grads)
-    return dq, dk, dv
+    return _kernel_of(q_HTD, k_GUD).backward(grad_out_HTD, q_HTD, k_GUD, v_GUD, out_HTD, lse_HT, causal, scale)
 
 
 def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -70,8 +69,79 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out_HTD.to(parts[0][0].dtype), lse_HT
 
 
-def _check_flash_dtype(q: Tensor) -> None:
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        raise NotImplementedError(
-            f"CUDA attention with {q.dtype}: torch's flash kernels take bf16 and fp16 only; add --bf16 to the options"
-        )
+def _kernel_of(q_HTD: Tensor, k_GUD: Tensor) -> Kernel:
+    if q_HTD.device.type == "meta":  # shapes are the same with all; what runs on GPUs is looked at there
+        return next(kernel for kernel in KERNELS if kernel.name == ("cudnn" if _only == AUTO else _only))
+    return choose(q_HTD.device, q_HTD.dtype, q_HTD.shape[3], q_HTD.shape[1] // k_GUD.shape[1])
+
+
+def choose_for(options: Any) -> Kernel:
+    """The kernel for a model on this rank's device, by Megatron's options or its config; raises as `choose`."""
+    device = torch.device("cpu") if platform.is_cpu() else torch.device("cuda", torch.cuda.current_device())
+    queries_per_key = options.num_attention_heads // options.num_query_groups
+    return choose(device, options.params_dtype, options.kv_channels, queries_per_key)
+
+
+@cache
+def choose(device: torch.device, dtype: torch.dtype, head_size: int, queries_per_key: int) -> Kernel:
+    """The kernel for tensors like these.
+
+    Raises:
+        UserError: the one that was asked for (`use_only`) cannot be used here.
+    """
+    refused: list[str] = []
+    for kernel in KERNELS:
+        if _only not in (AUTO, kernel.name):
+            continue
+        fault = kernel.lacks(device, dtype, head_size) or _fault(kernel, device, dtype, head_size, queries_per_key)
+        if fault is None:
+            return kernel
+        refused.append(f"{kernel.name}: {fault}")
+    raise UserError(f"attention kernel {'; '.join(refused)}; choose another, or auto")
+
+
+def _fault(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, head_size: int, queries_per_key: int
+) -> str | None:
+    """What is wrong with its results on a small case; None if nothing is."""
+    if kernel.name == "plain":
+        return None
+    try:
+        kernel.start()
+        errors = [_error(kernel, device, dtype, head_size, queries_per_key, causal) for causal in (True, False)]
+        worst, limit = max(errors), TOLERANCE.get(dtype, 1e-5)
+        fault = None if worst <= limit else f"is off by {worst:.1e} on a small case, where {limit:.0e} is allowed"
+    except (ImportError, RuntimeError, NotImplementedError, ValueError) as error:
+        fault = one_line(error)
+    if fault is not None:
+        kernel.stop()
+    return fault
+
+
+@torch.no_grad()
+def _error(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, head_size: int, queries_per_key: int, causal: bool
+) -> float:
+    """The largest difference to plain fp32, as part of the largest number: output, log-sum-exp, three gradients.
+
+    The part's keys are half of all; the gradients are of a row merged over both halves.
+    """
+    draw = torch.Generator().manual_seed(0)
+    num_queries, num_keys, groups, scale = 96, 96 if causal else 160, 2, head_size**-0.5
+
+    def random(heads: int, tokens: int) -> Tensor:
+        return torch.randn(1, heads, tokens, head_size, generator=draw).to(device=device, dtype=dtype)
+
+    q, grad = (random(groups * queries_per_key, num_queries) for _ in range(2))
+    k, v, other_k, other_v = (random(groups, num_keys) for _ in range(4))
+    exact_q, exact_k, exact_v = q.float(), k.float(), v.float()
+    expected = plain_forward(exact_q, exact_k, exact_v, causal, scale)
+    out, lse = merge([expected, plain_forward(exact_q, other_k.float(), other_v.float(), False, scale)])
+    expected += plain_backward(grad.float(), exact_q, exact_k, exact_v, out, lse, causal, scale)
+    found = kernel.forward(q, k, v, causal, scale)
+    found += kernel.backward(grad, q, k, v, out.to(dtype), lse, causal, scale)
+    return max(_difference(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return ((found.float() - expected).abs().max() / expected.abs().max()).item()

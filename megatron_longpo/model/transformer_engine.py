@@ -39,9 +39,13 @@ class TransformerEngineAttention(TreeAttention):
             AttnMaskType.causal,
             attention_type,
             softmax_scale=self.scale,
-            cp_comm_type=cp_comm_type,
+            cp_comm_type="all_gather" if cp_comm_type == "allgather" else cp_comm_type,  # the one name that it knows
             pg_collection=rest.get("pg_collection"),
         )
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """Nothing, as of TEDotProductAttention itself: so a checkpoint is that of a stock model."""
+        return {}
 
     def attend(
         self, q_L1HD: Tensor, k_L1GD: Tensor, v_L1GD: Tensor, layout: PackLayout, saved: SavedAttention | None
@@ -49,7 +53,10 @@ class TransformerEngineAttention(TreeAttention):
         """Attend as TreeAttention does; nothing is saved."""
         parts: list[Tensor] = []
         for tree, trunk, branches in trees_on_rank(layout):
-            q_T1HD, k_T1GD, v_T1GD = (x[trunk] for x in (q_L1HD, k_L1GD, v_L1GD))
+            # A part of a larger tensor is not what Transformer Engine takes (get_qkv_layout reads strides and offsets);
+            # .contiguous() would leave it one.
+            is_part = len(layout.trees) > 1 or trunk.start > 0
+            q_T1HD, k_T1GD, v_T1GD = (x[trunk].clone() if is_part else x[trunk] for x in (q_L1HD, k_L1GD, v_L1GD))
             parts.append(self.trunk(q_T1HD, k_T1GD, v_T1GD, None, AttnMaskType.causal))
             q_HRD, k_GRD, v_GRD = (x[branches].permute(1, 2, 0, 3) for x in (q_L1HD, k_L1GD, v_L1GD))
             k_GTD, v_GTD = (x.permute(1, 2, 0, 3) for x in (k_T1GD, v_T1GD))

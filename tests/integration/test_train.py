@@ -184,6 +184,24 @@ def test_pairs_share_a_micro_batch(
             assert ours["by_length"].keys() == theirs["by_length"].keys()
 
 
+def test_the_output_layers_weight_is_waited_for(work: Workspace, straight: Path, tmp_path: Path) -> None:
+    """It fills a bucket of its own, whose all-gather is on its way when the step begins."""
+    options = [
+        "--use-distributed-optimizer",
+        "--overlap-grad-reduce",
+        "--overlap-param-gather",
+        "--ddp-bucket-size",
+        "1500",
+    ]
+    metrics = tmp_path / "m.jsonl"
+    finished = train(work, "--save", tmp_path / "run", "--longpo-metrics", metrics, *TEN, *options, num_ranks=2)
+    assert finished.status == 0, finished.output
+    assert "attention by the kernel cpu" in finished.output
+    overlapped, alone = read_metrics(metrics), read_metrics(work.folder / "straight.jsonl")
+    for ours, theirs in zip(overlapped, alone, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6), ours["step"]
+
+
 def test_bf16(work: Workspace, straight: Path, tmp_path: Path) -> None:
     """bf16 weights with fp32 master weights: the same course to bf16's 8 bits, and an export in bf16."""
     options = ["--bf16", "--tensor-model-parallel-size", "2", "--sequence-parallel", "--use-distributed-optimizer"]

@@ -17,13 +17,16 @@ from megatron_longpo.errors import UserError
 
 platform.activate(announce=False)
 
+from megatron.core.datasets import utils as dataset_utils  # noqa: E402
 from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
 from megatron.core.optimizer import distrib_optimizer  # noqa: E402
-from megatron.training import global_vars, training  # noqa: E402
+from megatron.training import global_vars, initialize, training  # noqa: E402
 
 Record = Callable[[str, Any], list[tuple[tuple[Any, ...], dict[str, Any]]]]
 
 HOOKS: list[tuple[Callable[[], None], Any, str]] = [
+    (megatron_hooks.use_built_dataset_helper, dataset_utils, "compile_helpers"),
+    (megatron_hooks.skip_warm_up, initialize, "_warmup_jit_function"),
     (megatron_hooks.report_evaluation, training, "evaluate_and_print_results"),
     (partial(megatron_hooks.around_training_log, dict, int), training, "training_log"),
     (partial(megatron_hooks.after_train_step, dict), training, "train_step"),
@@ -77,6 +80,27 @@ def test_replace_returns_what_stood_there() -> None:
     with pytest.raises(UserError, match=r"Owner of megatron-core .* has no nam;"):
         megatron_hooks.replace(Owner, "nam", 2)
     assert not hasattr(Owner, "nam")
+
+
+def test_the_built_dataset_helper_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none, Megatron goes on to make it."""
+    made: list[Any] = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: made.append(command) or SimpleNamespace(returncode=0))
+    with monkeypatch.context() as without_wheel:
+        without_wheel.setattr("importlib.util.find_spec", lambda _: None)
+        megatron_hooks.use_built_dataset_helper()
+    dataset_utils.compile_helpers()
+    assert [command[0] for command in made] == ["make"]
+    megatron_hooks.use_built_dataset_helper()
+    dataset_utils.compile_helpers()
+    assert len(made) == 1
+
+
+def test_nothing_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "_warmup_jit_function(tp_size=tp_size)" in inspect.getsource(initialize.set_jit_fusion_options)
+    monkeypatch.setattr(initialize, "get_args", lambda: pytest.fail("sizes of the warm-up were asked for"))
+    megatron_hooks.skip_warm_up()
+    initialize.set_jit_fusion_options(tp_size=1)
 
 
 def test_report_evaluation(record: Record) -> None:
