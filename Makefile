@@ -12,10 +12,11 @@ locked_extras := quickstart arrow generate ray evaluate bench dev
 
 # Beyond eight, importing torch in every worker costs more than it saves.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 8 ? 8 : n)))
-pytest := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest
+# The tests are for CPUs: they would mix gloo with CUDA. Those of tests/gpu are run by `make test-gpu`.
+pytest := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest
 sharded := -n $(WORKERS) --dist loadgroup --durations 10
 
-.PHONY: help env lock quickstart quickstart-smollm2 test test-all mutations check check-format check-lint check-types check-layers format clean
+.PHONY: help env lock quickstart quickstart-smollm2 test test-all test-gpu mutations check check-format check-lint check-types check-layers format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +42,11 @@ test: env ## all tests but the slow ones
 test-all: env ## all tests
 	$(pytest) $(sharded)
 
+test-gpu: env ## what runs on one GPU, kernels first, each with its error and its limit
+	HF_HUB_OFFLINE=1 $(python) -m pytest -n 0 -s $(addprefix tests/gpu/test_,attention.py step.py context_parallel.py)
+
 mutations: env ## seed known faults in a copy of the tree, one by one; the tests must catch each
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m tests.mutations
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m tests.mutations
 
 check: check-format check-lint check-types check-layers ## format, lint, types, import layers
 

@@ -16,6 +16,9 @@ ROPE_BASE=${ROPE_BASE:-10000000} # released run: 1e7, where the model has 1e6
 REFERENCE=${REFERENCE:-$WORK/imported} # an imported checkpoint; examples/iterate.sh keeps the first model in later rounds
 GPUS=${GPUS:-8}
 
+# ours: lengths differ from pair to pair, and blocks of fixed sizes would leave gaps that no tensor fits into
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+
 launch=(torchrun --standalone --nproc-per-node "$GPUS")
 
 build=(

@@ -94,8 +94,8 @@ MUTATIONS = (
     ),
     Mutation(
         name="trunk-blocks-merged-without-rescaling",
-        file="megatron_longpo/model/trunk.py",
-        old="        out_HTD[:, :, queries] *= torch.exp(before - after).unsqueeze(-1)\n",
+        file="megatron_longpo/model/kernels.py",
+        old="    out_HTD.mul_(torch.exp(lse_HT - after_HT).unsqueeze(-1))\n",
         new="",
         tests=(ATTENTION,),
     ),
@@ -256,8 +256,8 @@ MUTATIONS = (
     Mutation(
         name="branches-see-the-first-tree-of-the-pack",
         file="megatron_longpo/model/attention.py",
-        old="q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, tree, cp_group, scale\n        )\n    return",
-        new="q_HRD, k_GRD, v_GRD, k_GLD[:, :, : tree.rank_trunk], v_GTD, tree, cp_group, scale\n        )\n    return",
+        old="branches_forward(q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, tree",
+        new="branches_forward(q_HRD, k_GRD, v_GRD, k_GLD[:, :, : tree.rank_trunk], v_GTD, tree",
         tests=(ATTENTION + "::test_a_pack_is_its_trees", STEP + "[packed]"),
     ),
     Mutation(

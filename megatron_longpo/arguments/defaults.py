@@ -5,6 +5,7 @@ The model's shape is not repeated on the command line: it is read from the check
 
 import argparse
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,11 @@ def defaults_of(known: argparse.Namespace) -> dict[str, Any]:
         "eval_interval": 100,  # Megatron computes with it even where nothing is held out
         "split": "100,0,0",
         "dataloader_type": "external",
-        "transformer_impl": "local",
         "tokenizer_type": "NullTokenizer",
         "ckpt_format": "torch_dist",
         # Megatron's option is a switch for the unit of the mean; scaling.py makes that unit the pair.
         "calculate_per_token_loss": True,
-        "gradient_accumulation_fusion": False,  # needs Apex or Transformer Engine, like the next
-        "apply_rope_fusion": False,
+        **fusions(known.transformer_impl),
         # Every checkpoint can be resumed on another (tp, pp, dp) (megatron/core/optimizer/distrib_optimizer.py).
         "dist_ckpt_optim_fully_reshardable": True,
     }
@@ -73,6 +72,13 @@ def defaults_of(known: argparse.Namespace) -> dict[str, Any]:
             "bias_swiglu_fusion": False,
         }
     return defaults
+
+
+def fusions(transformer_impl: str) -> dict[str, bool]:
+    """What kernels of Transformer Engine or Apex do in one go; Megatron's options --no-... turn it off."""
+    with_engine = transformer_impl == "transformer_engine"
+    has_apex = find_spec("fused_weight_gradient_mlp_cuda") is not None  # Apex's, for Megatron's own linear layers
+    return {"gradient_accumulation_fusion": with_engine or has_apex, "apply_rope_fusion": with_engine}
 
 
 def _one_epoch(batch: int, num_train: int) -> int:

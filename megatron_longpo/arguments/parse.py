@@ -109,6 +109,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
 def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> argparse.ArgumentParser:
     """Add our group, and the defaults that follow from dataset, checkpoint and platform; note all in ``defaults``."""
     options_help.prepare(parser, add_longpo_options(parser))
+    parser.set_defaults(transformer_impl="local")  # other defaults follow from it
     known, _ = parser.parse_known_args()
     check_numbers(known, {name: parser.get_default(name) for name in vars(known)})  # they are computed with next
     parser.set_defaults(**defaults_of(known))

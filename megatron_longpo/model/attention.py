@@ -17,7 +17,7 @@ Letters in shapes: H = query heads, G = key-value heads, L = tokens that this ra
 trunk and a tree's branches, D = size of a head. What starts with a head has a leading 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,9 @@ class TreeAttention(nn.Module):
         self, q_L1HD: Tensor, k_L1GD: Tensor, v_L1GD: Tensor, layout: PackLayout, saved: SavedAttention | None
     ) -> Tensor:
         """Do the work of ``forward``: [L, 1, H * D]; see TreeParams.saved_attention for ``saved``."""
-        q_HLD, k_GLD, v_GLD = (x.permute(1, 2, 0, 3) for x in (q_L1HD, k_L1GD, v_L1GD))
+        # The values are a view of queries, keys and values in one tensor, which saving the view would keep until the
+        # backward pass; queries and keys are new tensors since they were rotated.
+        q_HLD, k_GLD, v_GLD = (x.permute(1, 2, 0, 3) for x in (q_L1HD, k_L1GD, v_L1GD.contiguous()))
         attended = saved.pop(self.layer_number, None) if saved is not None else None
         if attended is None:
             attended = tree_attention(q_HLD, k_GLD, v_GLD, layout, self.exchange, self.cp_group, self.scale)
@@ -159,14 +161,16 @@ def tree_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Attend all trees of a micro-batch: (output [1, H, L, D], log-sum-exp [1, H, L] fp32, nats)."""
-    out_HLD, lse_HL = torch.zeros_like(q_HLD), q_HLD.new_zeros(q_HLD.shape[:3], dtype=torch.float32)
+    parts: list[tuple[Tensor, Tensor]] = []
     for tree, trunk, branches in trees_on_rank(layout):
         q_HTD, k_GTD, v_GTD = (x[:, :, trunk] for x in (q_HLD, k_GLD, v_GLD))
-        out_HLD[:, :, trunk], lse_HL[:, :, trunk] = trunk_forward(q_HTD, k_GTD, v_GTD, exchange, scale)
+        parts.append(trunk_forward(q_HTD, k_GTD, v_GTD, exchange, scale))
         q_HRD, k_GRD, v_GRD = (x[:, :, branches] for x in (q_HLD, k_GLD, v_GLD))
-        out_HLD[:, :, branches], lse_HL[:, :, branches] = branches_forward(
-            q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, tree, cp_group, scale
-        )
+        parts.append(branches_forward(q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, tree, cp_group, scale))
+    if layout.tail:
+        nothing_HPD = torch.zeros_like(q_HLD[:, :, -layout.tail :])
+        parts.append((nothing_HPD, nothing_HPD[..., 0].float()))
+    out_HLD, lse_HL = (_join(some) for some in zip(*parts, strict=True))
     return out_HLD, lse_HL
 
 
@@ -195,20 +199,24 @@ class _TreeAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out_HLD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_HLD, k_GLD, v_GLD, out_HLD, lse_HL = ctx.saved_tensors
         exchange, cp_group, scale = ctx.exchange, ctx.cp_group, ctx.scale
-        dq_HLD, dk_GLD, dv_GLD = (torch.zeros_like(x) for x in (q_HLD, k_GLD, v_GLD))
         of_layer = (grad_out_HLD, q_HLD, k_GLD, v_GLD, out_HLD, lse_HL)
+        parts: list[tuple[Tensor, ...]] = []
         for tree, trunk, branches in trees_on_rank(ctx.layout):
             g_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT = (x[:, :, trunk] for x in of_layer)
-            dq_HLD[:, :, trunk], dk_GLD[:, :, trunk], dv_GLD[:, :, trunk] = trunk_backward(
-                g_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, exchange, scale
-            )
+            dq_HTD, dk_GTD, dv_GTD = trunk_backward(g_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, exchange, scale)
             g_HRD, q_HRD, k_GRD, v_GRD, out_HRD, lse_HR = (x[:, :, branches] for x in of_layer)
-            dq_HLD[:, :, branches], dk_GLD[:, :, branches], dv_GLD[:, :, branches], dk_GTD, dv_GTD = branches_backward(
+            *of_branches, of_trunk_k_GTD, of_trunk_v_GTD = branches_backward(
                 g_HRD, q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, out_HRD, lse_HR, tree, cp_group, scale
             )
-            dk_GLD[:, :, trunk] += dk_GTD
-            dv_GLD[:, :, trunk] += dv_GTD
-        return dq_HLD, dk_GLD, dv_GLD, *[None] * 6
+            parts += [(dq_HTD, dk_GTD.add_(of_trunk_k_GTD), dv_GTD.add_(of_trunk_v_GTD)), tuple(of_branches)]
+        if tail := ctx.layout.tail:
+            parts.append(tuple(torch.zeros_like(x[:, :, -tail:]) for x in (q_HLD, k_GLD, v_GLD)))
+        return *(_join(some) for some in zip(*parts, strict=True)), *[None] * 6
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors [1, H, tokens, ...] one after the other, with the tokens outermost in memory, as the layers have them."""
+    return torch.cat([x.movedim(2, 0) for x in parts]).movedim(0, 2)
 
 
 def trees_on_rank(layout: PackLayout) -> Iterator[tuple[TreeLayout, slice, slice]]:

@@ -112,9 +112,12 @@ class RingKeys:
 
     def add_gradient(self, dk_GTD: Tensor, dv_GTD: Tensor, keys: slice) -> None:
         """Add the gradient of the last yielded ones, of the tokens ``keys`` of them."""
-        total = self._gradient.wait() if self._gradient else torch.zeros_like(self._held, dtype=torch.float32)
-        total[0][:, :, keys] += dk_GTD
-        total[1][:, :, keys] += dv_GTD
+        if self._gradient is None:  # of the own keys, which are all attended
+            total = torch.stack((dk_GTD.float(), dv_GTD.float()))
+        else:
+            total = self._gradient.wait()
+            total[0][:, :, keys] += dk_GTD
+            total[1][:, :, keys] += dv_GTD
         self._gradient = _pass_on(total, self._group)
 
     def gradient(self) -> tuple[Tensor, Tensor]:

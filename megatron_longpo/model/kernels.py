@@ -69,6 +69,14 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out_HTD.to(parts[0][0].dtype), lse_HT
 
 
+def merge_into(out_HTD: Tensor, lse_HT: Tensor, block_out_HTD: Tensor, block_lse_HT: Tensor) -> None:
+    """Merge the attention of a further block of keys into an fp32 output and its log-sum-exp, in place."""
+    after_HT = torch.logaddexp(lse_HT, block_lse_HT)
+    out_HTD.mul_(torch.exp(lse_HT - after_HT).unsqueeze(-1))
+    out_HTD.addcmul_(block_out_HTD, torch.exp(block_lse_HT - after_HT).unsqueeze(-1))
+    lse_HT.copy_(after_HT)
+
+
 def _kernel_of(q_HTD: Tensor, k_GUD: Tensor) -> Kernel:
     if q_HTD.device.type == "meta":  # shapes are the same with all; what runs on GPUs is looked at there
         return next(kernel for kernel in KERNELS if kernel.name == ("cudnn" if _only == AUTO else _only))
@@ -136,7 +144,8 @@ def _error(
     k, v, other_k, other_v = (random(groups, num_keys) for _ in range(4))
     exact_q, exact_k, exact_v = q.float(), k.float(), v.float()
     expected = plain_forward(exact_q, exact_k, exact_v, causal, scale)
-    out, lse = merge([expected, plain_forward(exact_q, other_k.float(), other_v.float(), False, scale)])
+    out, lse = (x.clone() for x in expected)
+    merge_into(out, lse, *plain_forward(exact_q, other_k.float(), other_v.float(), False, scale))
     expected += plain_backward(grad.float(), exact_q, exact_k, exact_v, out, lse, causal, scale)
     found = kernel.forward(q, k, v, causal, scale)
     found += kernel.backward(grad, q, k, v, out.to(dtype), lse, causal, scale)

@@ -112,7 +112,12 @@ class _WeightGradient:
         self.total_VE = weight_VE.main_grad if self.into_main_grad else torch.zeros_like(weight_VE, dtype=torch.float32)
 
     def add(self, grad_CV: Tensor, hidden_CE: Tensor) -> None:
-        """Add grad_CV^T hidden_CE, a block of vocabulary rows at a time to bound the temporary product."""
+        """Add grad_CV^T hidden_CE; where the product is a tensor of its own, a block of vocabulary rows at a time."""
+        if _gives_fp32(grad_CV) and self.total_VE.dtype is torch.float32:
+            num_real = grad_CV.shape[1]
+            total_VE = self.total_VE[:num_real]
+            torch.ops.aten.addmm.dtype_out(total_VE, grad_CV.t(), hidden_CE, torch.float32, out=total_VE)
+            return
         block = max(1, CHUNK_BYTES // (4 * hidden_CE.shape[1]))
         for first in range(0, grad_CV.shape[1], block):
             rows = slice(first, min(first + block, grad_CV.shape[1]))
@@ -133,7 +138,15 @@ def _chunks(num_rows: int, vocab_rows: int) -> list[slice]:
 
 
 def _logits(hidden_CE: Tensor, weight_VE: Tensor, num_real: int) -> Tensor:
+    """fp32; of half-precision operands not rounded to their type on the way where the device can do so."""
+    if _gives_fp32(hidden_CE):
+        return torch.mm(hidden_CE, weight_VE[:num_real].t(), out_dtype=torch.float32)
     return (hidden_CE @ weight_VE[:num_real].t()).float()
+
+
+def _gives_fp32(operand: Tensor) -> bool:
+    """Whether a matrix product of such operands can be had in the fp32 that it is summed in."""
+    return operand.device.type != "cpu" and operand.dtype in (torch.bfloat16, torch.float16)
 
 
 def _own_labels(local_labels_C: Tensor, num_real: int) -> tuple[Tensor, Tensor]:

@@ -16,12 +16,11 @@ holds, D = size of a head.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_longpo.model.exchange import GatheredKeys, RingKeys, heads_to_tokens, tokens_to_heads
-from megatron_longpo.model.kernels import attend, attend_backward
+from megatron_longpo.model.kernels import attend, attend_backward, merge_into
 
 WHOLE = slice(None)
 
@@ -77,16 +76,16 @@ def _forward(
     if exchange.keys is None or exchange.keys.size() == 1:
         return attend(q_HTD, k_GTD, v_GTD, True, scale)
     visiting = (GatheredKeys if exchange.gather else RingKeys)(k_GTD, v_GTD, exchange.keys)
-    out_HTD = torch.zeros_like(q_HTD, dtype=torch.float32)
-    lse_HT = q_HTD.new_full(q_HTD.shape[:3], -torch.inf, dtype=torch.float32)
+    merged: tuple[Tensor, Tensor] | None = None
     for source, their_k, their_v in visiting:
         queries, keys, causal = _block(exchange.keys.rank(), source, q_HTD.shape[2])
         block_out, block_lse = attend(q_HTD[:, :, queries], their_k[:, :, keys], their_v[:, :, keys], causal, scale)
-        before = lse_HT[:, :, queries]
-        after = torch.logaddexp(before, block_lse)
-        out_HTD[:, :, queries] *= torch.exp(before - after).unsqueeze(-1)
-        out_HTD[:, :, queries] += torch.exp(block_lse - after).unsqueeze(-1) * block_out
-        lse_HT[:, :, queries] = after
+        if merged is None:  # the own keys, which come first: all queries attend to them
+            merged = block_out.float(), block_lse
+        else:
+            merge_into(merged[0][:, :, queries], merged[1][:, :, queries], block_out, block_lse)
+    assert merged is not None
+    out_HTD, lse_HT = merged
     return out_HTD.to(q_HTD.dtype), lse_HT
 
 
@@ -103,7 +102,7 @@ def _backward(
     if exchange.keys is None or exchange.keys.size() == 1:
         return attend_backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, True, scale)
     visiting = (GatheredKeys if exchange.gather else RingKeys)(k_GTD, v_GTD, exchange.keys)
-    dq_HTD = torch.zeros_like(q_HTD, dtype=torch.float32)
+    dq_HTD: Tensor | None = None
     for source, their_k, their_v in visiting:
         queries, keys, causal = _block(exchange.keys.rank(), source, q_HTD.shape[2])
         block_dq, block_dk, block_dv = attend_backward(
@@ -113,8 +112,12 @@ def _backward(
             causal=causal,
             scale=scale,
         )
-        dq_HTD[:, :, queries] += block_dq
+        if dq_HTD is None:
+            dq_HTD = block_dq.float()
+        else:
+            dq_HTD[:, :, queries] += block_dq
         visiting.add_gradient(block_dk, block_dv, keys)
+    assert dq_HTD is not None
     dk_GTD, dv_GTD = visiting.gradient()
     return dq_HTD.to(q_HTD.dtype), dk_GTD.to(k_GTD.dtype), dv_GTD.to(v_GTD.dtype)
 

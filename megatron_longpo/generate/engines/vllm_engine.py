@@ -143,5 +143,8 @@ class VllmEngine:
 
 
 def _vllm(module: str) -> Any:
-    advice = "install the package vllm beside this one, or serve the model elsewhere and use --endpoint"
+    advice = (
+        "its pins of torch and transformers are not this package's: serve the model from an environment of vLLM's own "
+        "and give --engine openai --endpoint URL"
+    )
     return import_optional(module, "vLLM cannot be imported", advice=advice)

@@ -12,7 +12,9 @@ from megatron_longpo.generate.engines.vllm_engine import open_vllm_engine
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_it_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^vLLM cannot be imported \(No module named 'vllm'\); install .*--endpoint$"):
+    with pytest.raises(
+        UserError, match=r"^vLLM cannot be imported \(No module named 'vllm'\); its pins .*--endpoint URL$"
+    ):
         open_vllm_engine(tmp_path)
 
 

@@ -1,14 +1,17 @@
 """The pair's attention equals two separate masked attentions, forward and backward, under every context parallelism."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_longpo.model.attention import _TreeAttention, tree_attention, trunk_exchange
+from megatron_longpo.model.attention import TreeAttention, _TreeAttention, tree_attention, tree_params, trunk_exchange
 from megatron_longpo.model.layout import PackLayout, TreeLayout, pack_layout, rank_tokens, tree_layout
 from tests.ranks import run_ranks
 
@@ -182,3 +185,26 @@ def attend_packed_and_alone() -> tuple[list[Tensor], list[Tensor]]:
     tail = [x.new_zeros(1, x.shape[1], layout.tail, DIM) for x in packed]
     assert layout.tail > 0
     return packed, [torch.cat(parts, 2) for parts in zip(*each, tail, strict=True)]
+
+
+def saved_bytes() -> dict[str, tuple[int, int]]:
+    """Of each tensor that attention keeps for its backward pass: (bytes it has, bytes that it keeps alive)."""
+    parallel_state.initialize_model_parallel()
+    config: Any = TransformerConfig(num_layers=1, hidden_size=4 * DIM, num_attention_heads=4, num_query_groups=2)
+    config.attention_dropout = 0.0
+    core = TreeAttention(config, 1, AttnMaskType.causal, "self")
+    layout = pack_layout([tree_layout(40, (5, 3), 1)])
+    mixed = torch.randn(layout.length, 1, 8, DIM, requires_grad=True)  # as Megatron's linear_qkv gives them
+    query, key, value = (x.contiguous() if x.shape[2] == 4 else x for x in torch.split(mixed, [4, 2, 2], 2))
+    params = tree_params(layout, torch.zeros(layout.length))
+    node = core(query, key.contiguous(), value, None, packed_seq_params=params).grad_fn
+    while node.name() != "_TreeAttentionBackward":
+        node = node.next_functions[0][0]
+    names = ("query", "key", "value", "output", "log-sum-exp")
+    sizes = [(x.numel() * 4, x.untyped_storage().nbytes()) for x in node.saved_tensors]
+    return dict(zip(names, sizes, strict=True))
+
+
+def test_nothing_more_is_kept_than_what_backward_reads() -> None:
+    for name, (has, keeps) in run_ranks(saved_bytes, 1)[0].items():
+        assert has == keeps, name

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_longpo.model import logprob
 from tests.ranks import run_ranks
@@ -93,3 +94,29 @@ def _into_main_grad() -> tuple[Tensor, bool]:
     logp = logprob.token_logprobs(hidden, weight, rows, labels, VOCAB, dist.group.WORLD, False)
     (logp * mix).sum().backward()
     return weight.main_grad, weight.grad_added_to_main_grad
+
+
+class Products(TorchDispatchMode):
+    """Notes the matrix products of what runs under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in func.name():
+            self.found.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_of_half_precision_are_summed_in_fp32_on_a_device() -> None:
+    """Neither the logits nor a chunk's part of the weight's gradient is rounded to bf16, nor is the latter a tensor."""
+    hidden, grad = (torch.empty(8, size, dtype=torch.bfloat16, device="meta") for size in (HIDDEN, VOCAB))
+    weight = torch.empty(PADDED, HIDDEN, dtype=torch.bfloat16, device="meta")
+    weight.main_grad = torch.empty(PADDED, HIDDEN, device="meta")  # type: ignore[attr-defined]
+    weight.grad_added_to_main_grad = False  # type: ignore[attr-defined]
+    with Products() as products:
+        logits = logprob._logits(hidden, weight, VOCAB)
+        logprob._WeightGradient(weight).add(grad, hidden)
+    assert (logits.shape, logits.dtype) == ((8, VOCAB), torch.float32)
+    assert products.found == ["aten::mm.dtype", "aten::addmm.dtype_out"]
