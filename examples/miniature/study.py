@@ -15,9 +15,9 @@ The rule, written before the final runs:
 - It is then run once on each base of the comparison, examined on texts that no tuning run saw.
 
 What is varied after that (noise, pairs, steps, the weight of answer tokens, a second round) keeps those settings, and
-is run on three of the bases, each with its own runs of nothing varied to compare with. Another kind of CPU pretrains
-other weights from the same seed, so what belongs together is told by the weights: a base's final runs, and its varied
-runs, are each of one set of weights, and what was whole before is never run again.
+is run on the same bases, each with its own runs of nothing varied to compare with. Another kind of CPU pretrains other
+weights from the same seed, so what belongs together is told by the weights: a base's final runs, and its varied runs,
+are each of one set of weights, and what was whole before is never run again.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from examples.miniature.model import POLICY_THETA
 from examples.miniature.workshop import Dataset, Trained, Workshop
 from megatron_longpo.journal import Journal, journal_lines
 
-TUNING_BASES, BASES, VARIED_BASES = (0, 1), (2, 3, 4, 5, 6), (2, 3, 4)
+TUNING_BASES, BASES, VARIED_BASES = (0, 1), (2, 3, 4, 5, 6), (2, 3, 4, 5, 6)
 NUM_TEXTS, STEPS = 1700, 175
 """Texts that a base answers questions on, enough for 1,600 pairs; steps of every run."""
 NUM_PAIRS = 1400
