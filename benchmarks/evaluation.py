@@ -10,11 +10,8 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from benchmarks.common import write_result
 from examples.smollm2.fetch_model import default_folder
 from megatron_longpo.evaluate.cells import Cell, read_cell_files
 from tests.ranks import free_port
+from tests.transformers_server import served
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "evaluation-example.md"
 LENGTHS, NUM_SAMPLES = "1024,2048", 20
@@ -69,9 +67,8 @@ def _check(base: Path, broken: Path, mirror: Path, output: Path) -> None:
     run = ("run", "--suite", "ruler", "--tasks", EASY, "--lengths", CHECK_LENGTH, "--mirror", mirror)
     run = (*run, "--output", output, "--models", f"base={base}", f"broken={broken}")
     _evaluate(*run)
-    port = free_port()
-    with _served(base, port, output.with_suffix(".serve.log")):
-        _evaluate(*run, "--only", "base", "--engine", "openai", "--endpoint", f"http://127.0.0.1:{port}/v1",
+    with served(base, free_port(), output.with_suffix(".serve.log")) as endpoint:
+        _evaluate(*run, "--only", "base", "--engine", "openai", "--endpoint", endpoint,
                   "--served-model", base, "--max-concurrent", 2)  # fmt: skip
 
 
@@ -86,21 +83,6 @@ def _broken(base: Path, folder: Path) -> Path:
                     weights[name] = torch.zeros_like(weights[name])
             save_file(weights, file, metadata={"format": "pt"})
     return folder
-
-
-@contextmanager
-def _served(folder: Path, port: int, log: Path) -> Iterator[None]:
-    code = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(folder), "--port", str(port), "--device", "cpu"]
-    with log.open("w", encoding="utf-8") as lines:
-        server = subprocess.Popen(
-            command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=lines, stderr=subprocess.STDOUT
-        )
-        try:
-            yield
-        finally:
-            server.send_signal(signal.SIGKILL)
-            server.wait()
 
 
 def _alike(checks: Path) -> int:

@@ -78,8 +78,6 @@ def merge_into(out_HTD: Tensor, lse_HT: Tensor, block_out_HTD: Tensor, block_lse
 
 
 def _kernel_of(q_HTD: Tensor, k_GUD: Tensor) -> Kernel:
-    if q_HTD.device.type == "meta":  # shapes are the same with all; what runs on GPUs is looked at there
-        return next(kernel for kernel in KERNELS if kernel.name == ("cudnn" if _only == AUTO else _only))
     return choose(q_HTD.device, q_HTD.dtype, q_HTD.shape[3], q_HTD.shape[1] // k_GUD.shape[1])
 
 

@@ -18,6 +18,8 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from megatron_longpo.model.kernel_calls import HALF
+
 CHUNK_BYTES = 128 * 2**20
 """Size of one chunk's fp32 logits. A few arrays of this size are alive at the worst moment: well below 1 GB."""
 
@@ -146,7 +148,7 @@ def _logits(hidden_CE: Tensor, weight_VE: Tensor, num_real: int) -> Tensor:
 
 def _gives_fp32(operand: Tensor) -> bool:
     """Whether a matrix product of such operands can be had in the fp32 that it is summed in."""
-    return operand.device.type != "cpu" and operand.dtype in (torch.bfloat16, torch.float16)
+    return operand.device.type != "cpu" and operand.dtype in HALF
 
 
 def _own_labels(local_labels_C: Tensor, num_real: int) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,7 @@
 """The OpenAI engine against a real server: transformers' own `serve`, a process on loopback."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,26 +13,10 @@ from megatron_longpo.generate.engine import Completion
 from megatron_longpo.generate.engines.local_engine import open_local_engine
 from megatron_longpo.generate.engines.openai_engine import OpenAIEngine, open_openai_engine
 from tests.ranks import free_port
+from tests.transformers_server import served
 from tests.unit.generate.chat_models import CONTEXT, ask, save_chat_model
 
-SERVE = "from transformers.cli.transformers import main; main()"
 REQUESTS = [ask(f"Question {number}?", number, temperature=0.0, max_new_tokens=40) for number in range(8)]
-
-
-@contextmanager
-def served(folder: Path, port: int) -> Iterator[str]:
-    """The server's endpoint; it may need a while to listen, and is killed in the end."""
-    command = [sys.executable, "-W", "ignore", "-c", SERVE, "serve", str(folder), "--port", str(port)]
-    options = ["--host", "127.0.0.1", "--device", "cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    log = folder.with_suffix(".log").open("a", encoding="utf-8")
-    server = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-        log.close()
 
 
 @pytest.mark.slow
