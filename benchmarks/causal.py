@@ -17,6 +17,7 @@ from benchmarks.small_mistral import VOCAB_SIZE
 from megatron_longpo.model.attention import TreeAttention, TreeParams
 from megatron_longpo.model.forward import HeadContext, _logprob_head
 from megatron_longpo.model.targets import Targets, TreeLogps, tree_logps
+from megatron_longpo.model.tasks import run
 from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
 
 
@@ -39,14 +40,14 @@ class CausalAttention(nn.Module):
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, exchange: TrunkExchange, scale: float) -> Tensor:
-        out, lse = trunk_forward(q, k, v, exchange, scale)
+        out, lse = run(trunk_forward(q, k, v, exchange, scale))
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.exchange, ctx.scale = exchange, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *trunk_backward(grad_out, *ctx.saved_tensors, exchange=ctx.exchange, scale=ctx.scale), None, None
+        return *run(trunk_backward(grad_out, *ctx.saved_tensors, exchange=ctx.exchange, scale=ctx.scale)), None, None
 
 
 def sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGroup) -> TreeLogps:

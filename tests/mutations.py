@@ -81,9 +81,21 @@ MUTATIONS = (
     Mutation(
         name="start-of-the-branch-lost-in-backward",
         file="megatron_longpo/model/branches.py",
-        old="calls.append((own, before, k_GBD, v_GBD, dk_GBD, dv_GBD, False))",
-        new="pass",
+        old="for keys, causal in ((own, True), (before, False)):",
+        new="for keys, causal in ((own, True),):",
         tests=(ATTENTION,),
+    ),
+    Mutation(
+        name="branches-waited-for-at-once",
+        file="megatron_longpo/model/exchange.py",
+        old="""    arriving = _Arriving(parts_CHRD, own_1HRD, [work])
+    yield
+""",
+        new="""    arriving = _Arriving(parts_CHRD, own_1HRD, [work])
+    arriving.wait()
+    yield
+""",
+        tests=("tests/unit/model/test_overlap.py",),
     ),
     Mutation(
         name="branch-gradients-of-other-ranks-lost",

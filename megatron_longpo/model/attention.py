@@ -31,6 +31,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_longpo.model.branches import branches_backward, branches_forward
 from megatron_longpo.model.layout import PackLayout, TreeLayout
+from megatron_longpo.model.tasks import Task, run, together
 from megatron_longpo.model.trunk import TrunkExchange, trunk_backward, trunk_forward
 
 SavedAttention = dict[int, tuple[Tensor, Tensor]]
@@ -161,17 +162,55 @@ def tree_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Attend all trees of a micro-batch: (output [1, H, L, D], log-sum-exp [1, H, L] fp32, nats)."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    for tree, trunk, branches in trees_on_rank(layout):
-        q_HTD, k_GTD, v_GTD = (x[:, :, trunk] for x in (q_HLD, k_GLD, v_GLD))
-        parts.append(trunk_forward(q_HTD, k_GTD, v_GTD, exchange, scale))
-        q_HRD, k_GRD, v_GRD = (x[:, :, branches] for x in (q_HLD, k_GLD, v_GLD))
-        parts.append(branches_forward(q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, tree, cp_group, scale))
+    of_layer = (q_HLD, k_GLD, v_GLD)
+    trees = (_tree_forward(of_layer, *tree, exchange, cp_group, scale) for tree in trees_on_rank(layout))
+    parts = [part for tree in run(together(*trees)) for part in tree]
     if layout.tail:
         nothing_HPD = torch.zeros_like(q_HLD[:, :, -layout.tail :])
         parts.append((nothing_HPD, nothing_HPD[..., 0].float()))
     out_HLD, lse_HL = (_join(some) for some in zip(*parts, strict=True))
     return out_HLD, lse_HL
+
+
+def _tree_forward(
+    of_layer: Sequence[Tensor],
+    tree: TreeLayout,
+    trunk: slice,
+    branches: slice,
+    exchange: TrunkExchange,
+    cp_group: ProcessGroup,
+    scale: float,
+) -> Task[list[tuple[Tensor, Tensor]]]:
+    """Attend a tree: the trunk's output and log-sum-exp, and the branches'. Each computes while the other waits."""
+    q_HTD, k_GTD, v_GTD = (x[:, :, trunk] for x in of_layer)
+    q_HRD, k_GRD, v_GRD = (x[:, :, branches] for x in of_layer)
+    of_branches, of_trunk = yield from together(
+        branches_forward(q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, tree, cp_group, scale),  # sends first, and little
+        trunk_forward(q_HTD, k_GTD, v_GTD, exchange, scale),
+    )
+    return [of_trunk, of_branches]
+
+
+def _tree_backward(
+    of_layer: Sequence[Tensor],
+    tree: TreeLayout,
+    trunk: slice,
+    branches: slice,
+    exchange: TrunkExchange,
+    cp_group: ProcessGroup,
+    scale: float,
+) -> Task[list[tuple[Tensor, ...]]]:
+    """Compute (dQ, dK, dV) of a tree's trunk and of its branches; ``of_layer``: dO, Q, K, V, O, log-sum-exp."""
+    g_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT = (x[:, :, trunk] for x in of_layer)
+    g_HRD, q_HRD, k_GRD, v_GRD, out_HRD, lse_HR = (x[:, :, branches] for x in of_layer)
+    (*of_branches, trunk_dk, trunk_dv), (dq_HTD, dk_GTD, dv_GTD) = yield from together(
+        branches_backward(g_HRD, q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, out_HRD, lse_HR, tree, cp_group, scale),
+        trunk_backward(g_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, exchange, scale),
+    )
+    real = slice(trunk_dk.shape[2])
+    dk_GTD[:, :, real] += trunk_dk
+    dv_GTD[:, :, real] += trunk_dv
+    return [(dq_HTD, dk_GTD, dv_GTD), tuple(of_branches)]
 
 
 class _TreeAttention(torch.autograd.Function):
@@ -198,17 +237,10 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out_HLD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_HLD, k_GLD, v_GLD, out_HLD, lse_HL = ctx.saved_tensors
-        exchange, cp_group, scale = ctx.exchange, ctx.cp_group, ctx.scale
+        rest = (ctx.exchange, ctx.cp_group, ctx.scale)
         of_layer = (grad_out_HLD, q_HLD, k_GLD, v_GLD, out_HLD, lse_HL)
-        parts: list[tuple[Tensor, ...]] = []
-        for tree, trunk, branches in trees_on_rank(ctx.layout):
-            g_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT = (x[:, :, trunk] for x in of_layer)
-            dq_HTD, dk_GTD, dv_GTD = trunk_backward(g_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, exchange, scale)
-            g_HRD, q_HRD, k_GRD, v_GRD, out_HRD, lse_HR = (x[:, :, branches] for x in of_layer)
-            *of_branches, of_trunk_k_GTD, of_trunk_v_GTD = branches_backward(
-                g_HRD, q_HRD, k_GRD, v_GRD, k_GTD, v_GTD, out_HRD, lse_HR, tree, cp_group, scale
-            )
-            parts += [(dq_HTD, dk_GTD.add_(of_trunk_k_GTD), dv_GTD.add_(of_trunk_v_GTD)), tuple(of_branches)]
+        trees = (_tree_backward(of_layer, *tree, *rest) for tree in trees_on_rank(ctx.layout))
+        parts = [part for tree in run(together(*trees)) for part in tree]
         if tail := ctx.layout.tail:
             parts.append(tuple(torch.zeros_like(x[:, :, -tail:]) for x in (q_HLD, k_GLD, v_GLD)))
         return *(_join(some) for some in zip(*parts, strict=True)), *[None] * 6

@@ -16,12 +16,13 @@ R = those of them that this rank holds, T = trunk tokens that this rank holds, D
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from megatron_longpo.model.exchange import gather_tokens, tokens_to_owners
 from megatron_longpo.model.kernels import attend, attend_backward, merge
 from megatron_longpo.model.layout import TreeLayout, branch_segments, num_real_trunk_keys
+from megatron_longpo.model.tasks import Task, together
 
 
 def branches_forward(
@@ -33,16 +34,18 @@ def branches_forward(
     layout: TreeLayout,
     cp: ProcessGroup,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Attend the branches of one tree.
+) -> Task[tuple[Tensor, Tensor]]:
+    """Attend the branches of one tree: a task (tasks.py).
 
     Returns:
         (output [1, H, R, D], zeros for padding; log-sum-exp [1, H, R] fp32, nats).
     """
     heads, groups = q_HRD.shape[1], k_GRD.shape[1]
-    q_HBD, k_GBD, v_GBD = torch.split(_gather(torch.cat((q_HRD, k_GRD, v_GRD), 1), cp), [heads, groups, groups], 1)
+    gathered = yield from gather_tokens(torch.cat((q_HRD, k_GRD, v_GRD), 1), cp)
+    q_HBD, k_GBD, v_GBD = torch.split(gathered, [heads, groups, groups], 1)
     on_trunk = _attend_own_trunk(q_HBD, trunk_k_GTD, trunk_v_GTD, layout, cp.rank(), scale)
-    parts = list(zip(*(_to_owners(x_HBX, cp) for x_HBX in on_trunk), strict=True))
+    of_owners = yield from together(*(tokens_to_owners(x_HBX, cp) for x_HBX in on_trunk))
+    parts = list(zip(*of_owners, strict=True))
     out_HRD, lse_HR = torch.zeros_like(q_HRD), q_HRD.new_zeros(q_HRD.shape[:3], dtype=torch.float32)
     first = cp.rank() * q_HRD.shape[2]
     for own, before in branch_segments(layout, cp.rank()):
@@ -67,40 +70,45 @@ def branches_backward(
     layout: TreeLayout,
     cp: ProcessGroup,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients (dQ, dK, dV, trunk dK, trunk dV) of branches_forward from what it took and returned.
+) -> Task[tuple[Tensor, ...]]:
+    """Compute the gradients of branches_forward from what it took and returned: a task (tasks.py).
 
     The merged output and log-sum-exp make each part's backward the part of the whole (kernels.py), so every rank finds
     the gradient of its own trunk keys by itself, and its part of all branch gradients, which are then summed.
+
+    Returns:
+        (dQ, dK, dV, of the branches; dK, dV of this rank's trunk tokens, without its padding).
     """
     heads, groups = q_HRD.shape[1], k_GRD.shape[1]
-    gathered = _gather(torch.cat((grad_out_HRD, q_HRD, out_HRD, k_GRD, v_GRD), 1), cp)
+    gathered, lse_HB1 = yield from together(
+        gather_tokens(torch.cat((grad_out_HRD, q_HRD, out_HRD, k_GRD, v_GRD), 1), cp),
+        gather_tokens(lse_HR.unsqueeze(-1), cp),
+    )
     grad_out_HBD, q_HBD, out_HBD, k_GBD, v_GBD = torch.split(gathered, [heads] * 3 + [groups] * 2, 1)
-    lse_HB = _gather(lse_HR.unsqueeze(-1), cp).squeeze(-1)
     sums_XBD = torch.zeros_like(torch.cat((q_HBD, k_GBD, v_GBD), 1), dtype=torch.float32)
     dq_HBD, dk_GBD, dv_GBD = torch.split(sums_XBD, [heads, groups, groups], 1)
-    trunk_dk_GTD, trunk_dv_GTD = torch.zeros_like(trunk_k_GTD), torch.zeros_like(trunk_v_GTD)
-    real = slice(sum(layout.branches))
-    keys = slice(num_real_trunk_keys(layout, cp.rank()))
-    calls = [(real, keys, trunk_k_GTD, trunk_v_GTD, trunk_dk_GTD, trunk_dv_GTD, False)] if keys.stop else []
-    for own, before in branch_segments(layout, cp.rank()):
-        calls.append((own, own, k_GBD, v_GBD, dk_GBD, dv_GBD, True))
-        if before.start < before.stop:
-            calls.append((own, before, k_GBD, v_GBD, dk_GBD, dv_GBD, False))
-    for queries, keys, their_k, their_v, their_dk, their_dv, causal in calls:
-        part_dq, part_dk, part_dv = attend_backward(
-            *(x[:, :, queries] for x in (grad_out_HBD, q_HBD)),
-            *(x[:, :, keys] for x in (their_k, their_v)),
-            *(x[:, :, queries] for x in (out_HBD, lse_HB)),
-            causal=causal,
-            scale=scale,
-        )
+
+    def of_keys(queries: slice, k_GUD: Tensor, v_GUD: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """Add to dQ; return dK and dV."""
+        grad_out, q, out, lse = (x[:, :, queries] for x in (grad_out_HBD, q_HBD, out_HBD, lse_HB1))
+        part_dq, dk_GUD, dv_GUD = attend_backward(grad_out, q, k_GUD, v_GUD, out, lse.squeeze(-1), causal, scale)
         dq_HBD[:, :, queries] += part_dq
-        their_dk[:, :, keys] += part_dk
-        their_dv[:, :, keys] += part_dv
-    own_XRD = torch.stack(_to_owners(sums_XBD.to(q_HRD.dtype), cp)).float().sum(0).to(q_HRD.dtype)
-    dq_HRD, dk_GRD, dv_GRD = torch.split(own_XRD, [heads, groups, groups], 1)
-    return dq_HRD, dk_GRD, dv_GRD, trunk_dk_GTD, trunk_dv_GTD
+        return dk_GUD, dv_GUD
+
+    trunk_keys = [x[:, :, : num_real_trunk_keys(layout, cp.rank())] for x in (trunk_k_GTD, trunk_v_GTD)]
+    if trunk_keys[0].shape[2]:
+        trunk_grads = of_keys(slice(sum(layout.branches)), *trunk_keys, causal=False)
+    else:
+        trunk_grads = trunk_keys
+    for own, before in branch_segments(layout, cp.rank()):
+        for keys, causal in ((own, True), (before, False)):
+            if keys.start < keys.stop:
+                part_dk, part_dv = of_keys(own, k_GBD[:, :, keys], v_GBD[:, :, keys], causal)
+                dk_GBD[:, :, keys] += part_dk
+                dv_GBD[:, :, keys] += part_dv
+    parts = yield from tokens_to_owners(sums_XBD.to(q_HRD.dtype), cp)
+    own_XRD = torch.stack(parts).float().sum(0).to(q_HRD.dtype)
+    return *torch.split(own_XRD, [heads, groups, groups], 1), *trunk_grads
 
 
 def _attend_own_trunk(
@@ -118,22 +126,3 @@ def _attend_own_trunk(
         real_out, real_lse = attend(q_HBD[:, :, real], trunk_k_GTD[:, :, keys], trunk_v_GTD[:, :, keys], False, scale)
         out_HBD[:, :, real], lse_HB1[:, :, real, 0] = real_out, real_lse
     return out_HBD, lse_HB1
-
-
-def _gather(x_HRD: Tensor, cp: ProcessGroup) -> Tensor:
-    """Gather [1, H, R, D] of every rank as [1, H, B, D] of all."""
-    if cp.size() == 1:
-        return x_HRD
-    parts_CHRD = x_HRD.new_empty((cp.size(), *x_HRD.shape[1:]))
-    dist.all_gather_into_tensor(parts_CHRD, x_HRD.contiguous(), group=cp)
-    return parts_CHRD.movedim(0, 1).flatten(1, 2).unsqueeze(0)
-
-
-def _to_owners(x_HBD: Tensor, cp: ProcessGroup) -> tuple[Tensor, ...]:
-    """Exchange [1, H, B, D] on every rank for every rank's part for this rank's tokens, each [1, H, R, D]."""
-    if cp.size() == 1:
-        return (x_HBD,)
-    send_C1HRD = torch.unflatten(x_HBD, 2, (cp.size(), -1)).movedim(2, 0).contiguous()
-    received_C1HRD = torch.empty_like(send_C1HRD)
-    dist.all_to_all_single(received_C1HRD, send_C1HRD, group=cp)
-    return received_C1HRD.unbind(0)

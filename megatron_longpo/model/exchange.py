@@ -7,11 +7,13 @@ keys and values through every rank; they differ in memory and in what can overla
 * ``all_gather`` (GatheredKeys): the keys of all ranks at once; fewer, larger messages.
 * ``a2a`` (tokens_to_heads): ranks swap tokens for heads, and each attends the whole trunk with its part of the heads.
 
+What takes part is a task (tasks.py): it starts what is to be sent, lets others compute, and waits only then.
+
 Letters in shapes, all of them after a leading 1: H = query heads, or any heads, G = key-value heads, T = trunk tokens
 that this rank holds, chunk r and chunk 2C - 1 - r (layout.py), D = size of a head.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.model.parallel_sizes import ParallelSizes
+from megatron_longpo.model.tasks import Task
 
 CP_COMM_TYPES = ("p2p", "all_gather", "allgather", "a2a", "a2a+p2p")
 
@@ -64,15 +67,16 @@ def check_exchange(sizes: ParallelSizes, options: Mapping[str, Any]) -> None:
 
 @dataclass(slots=True)
 class _Arriving:
-    """A tensor on its way from the previous rank."""
+    """A tensor on its way from other ranks."""
 
     tensor: Tensor
     sent: Tensor
     """Kept alive until it has left."""
-    works: list[dist.Work]
+    works: Sequence[dist.Work | None]
 
     def wait(self) -> Tensor:
         for work in self.works:
+            assert work is not None  # as outside the group
             work.wait()
         return self.tensor
 
@@ -120,28 +124,32 @@ class RingKeys:
             total[1][:, :, keys] += dv_GTD
         self._gradient = _pass_on(total, self._group)
 
-    def gradient(self) -> tuple[Tensor, Tensor]:
+    def gradient(self) -> Task[tuple[Tensor, Tensor]]:
         """Return the gradients of the own keys and values, fp32."""
         assert self._gradient is not None
+        yield
         dk_GTD, dv_GTD = self._gradient.wait()
         return dk_GTD, dv_GTD
 
 
 class GatheredKeys:
-    """Keys and values of every rank, own first, all gathered before the first is used; see RingKeys."""
+    """Keys and values of every rank, own first, while those of the others are gathered; see RingKeys."""
 
     def __init__(self, k_GTD: Tensor, v_GTD: Tensor, group: ProcessGroup) -> None:
-        own = torch.stack((k_GTD, v_GTD))
-        self._group = group
-        self._all = own.new_empty((group.size(), *own.shape))
-        dist.all_gather_into_tensor(self._all.flatten(0, 1), own, group=group)
+        self._own, self._group = torch.stack((k_GTD, v_GTD)), group
+        self._all = self._own.new_empty((group.size(), *self._own.shape))
+        work = dist.all_gather_into_tensor(self._all.flatten(0, 1), self._own, group=group, async_op=True)
+        self._others = _Arriving(self._all, self._own, [work])
         self._gradients: Tensor | None = None
         self._source = group.rank()
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields (rank they belong to, keys, values)."""
-        for step in range(self._group.size()):
-            self._source = (self._group.rank() - step) % self._group.size()
+        rank, size = self._group.rank(), self._group.size()
+        yield rank, self._own[0], self._own[1]
+        self._others.wait()
+        for step in range(1, size):
+            self._source = (rank - step) % size
             yield self._source, self._all[self._source, 0], self._all[self._source, 1]
 
     def add_gradient(self, dk_GTD: Tensor, dv_GTD: Tensor, keys: slice) -> None:
@@ -151,16 +159,18 @@ class GatheredKeys:
         self._gradients[self._source, 0][:, :, keys] += dk_GTD
         self._gradients[self._source, 1][:, :, keys] += dv_GTD
 
-    def gradient(self) -> tuple[Tensor, Tensor]:
+    def gradient(self) -> Task[tuple[Tensor, Tensor]]:
         """Return the gradients of the own keys and values, fp32."""
         assert self._gradients is not None
         own = torch.empty_like(self._gradients[0])
-        dist.reduce_scatter_tensor(own, self._gradients.flatten(0, 1), group=self._group)
-        dk_GTD, dv_GTD = own
+        sums = self._gradients.flatten(0, 1)
+        arriving = _Arriving(own, sums, [dist.reduce_scatter_tensor(own, sums, group=self._group, async_op=True)])
+        yield
+        dk_GTD, dv_GTD = arriving.wait()
         return dk_GTD, dv_GTD
 
 
-def tokens_to_heads(x_HTD: Tensor, group: ProcessGroup) -> Tensor:
+def tokens_to_heads(x_HTD: Tensor, group: ProcessGroup) -> Task[Tensor]:
     """Give away heads and get tokens: [1, H, T, D] -> [1, H / C, C * T, D].
 
     The result holds the first halves of all ranks in their order, then the second halves in the opposite order: with
@@ -170,18 +180,44 @@ def tokens_to_heads(x_HTD: Tensor, group: ProcessGroup) -> Tensor:
     size = group.size()
     _, num_heads, length, dim = x_HTD.shape
     send = x_HTD.reshape(size, num_heads // size, 2, length // 2, dim).contiguous()
-    received = torch.empty_like(send)  # [rank, H / C, half, T / 2, D]
-    dist.all_to_all_single(received, send, group=group)
+    received = yield from _swap(send, group)  # [rank, H / C, half, T / 2, D]
     first, second = received[:, :, 0], received.flip(0)[:, :, 1]
     return torch.cat((first, second)).movedim(0, 1).reshape(1, num_heads // size, size * length, dim)
 
 
-def heads_to_tokens(x_HTD: Tensor, group: ProcessGroup) -> Tensor:
+def heads_to_tokens(x_HTD: Tensor, group: ProcessGroup) -> Task[Tensor]:
     """The inverse of tokens_to_heads, and its backward: [1, H / C, C * T, D] -> [1, H, T, D]."""
     size = group.size()
     _, num_heads, length, dim = x_HTD.shape
     first, second = x_HTD.reshape(num_heads, 2, size, length // size // 2, dim).unbind(1)
     send = torch.stack((first, second.flip(1)), dim=2).movedim(1, 0).contiguous()  # [rank, H / C, half, T / 2, D]
-    received = torch.empty_like(send)
-    dist.all_to_all_single(received, send, group=group)
+    received = yield from _swap(send, group)
     return received.reshape(1, num_heads * size, length // size, dim)
+
+
+def gather_tokens(x_HRD: Tensor, group: ProcessGroup) -> Task[Tensor]:
+    """Gather [1, H, R, D] of every rank as [1, H, C * R, D] of all."""
+    if group.size() == 1:
+        return x_HRD
+    own_1HRD, parts_CHRD = x_HRD.contiguous(), x_HRD.new_empty((group.size(), *x_HRD.shape[1:]))
+    work = dist.all_gather_into_tensor(parts_CHRD, own_1HRD, group=group, async_op=True)
+    arriving = _Arriving(parts_CHRD, own_1HRD, [work])
+    yield
+    return arriving.wait().movedim(0, 1).flatten(1, 2).unsqueeze(0)
+
+
+def tokens_to_owners(x_HBD: Tensor, group: ProcessGroup) -> Task[tuple[Tensor, ...]]:
+    """Exchange [1, H, C * R, D] on every rank for every rank's part for this rank's tokens, each [1, H, R, D]."""
+    if group.size() == 1:
+        return (x_HBD,)
+    send_C1HRD = torch.unflatten(x_HBD, 2, (group.size(), -1)).movedim(2, 0).contiguous()
+    received_C1HRD = yield from _swap(send_C1HRD, group)
+    return received_C1HRD.unbind(0)
+
+
+def _swap(send: Tensor, group: ProcessGroup) -> Task[Tensor]:
+    """Give the r-th part to rank r, and get one of the same size from each."""
+    received = torch.empty_like(send)
+    arriving = _Arriving(received, send, [dist.all_to_all_single(received, send, group=group, async_op=True)])
+    yield
+    return arriving.wait()

@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from megatron_longpo.model.attention import SavedAttention, TreeAttention, trees_on_rank
 from megatron_longpo.model.branches import branches_backward, branches_forward
 from megatron_longpo.model.layout import PackLayout, TreeLayout
+from megatron_longpo.model.tasks import run
 
 
 class TransformerEngineAttention(TreeAttention):
@@ -82,11 +83,14 @@ class _BranchAttention(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         inputs = (q_HRD, k_GRD, v_GRD, trunk_k_GTD, trunk_v_GTD)
-        out_HRD, lse_HR = branches_forward(*inputs, layout, cp_group, scale)
+        out_HRD, lse_HR = run(branches_forward(*inputs, layout, cp_group, scale))
         ctx.save_for_backward(*inputs, out_HRD, lse_HR)
         ctx.rest = (layout, cp_group, scale)
         return out_HRD
 
     @staticmethod
     def backward(ctx: Any, grad_out_HRD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *branches_backward(grad_out_HRD, *ctx.saved_tensors, *ctx.rest), None, None, None
+        *of_branches, trunk_dk, trunk_dv = run(branches_backward(grad_out_HRD, *ctx.saved_tensors, *ctx.rest))
+        padding = ctx.saved_tensors[3].shape[2] - trunk_dk.shape[2]
+        of_trunk = (torch.nn.functional.pad(grad, (0, 0, 0, padding)) for grad in (trunk_dk, trunk_dv))
+        return *of_branches, *of_trunk, None, None, None

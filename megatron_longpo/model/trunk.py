@@ -8,7 +8,7 @@ log-sum-exp. With the zigzag split a block is one of three, all of them plain ke
     an earlier rank    both chunks   the first chunk
     a later rank       second chunk  both chunks
 
-so that after the first step all ranks do the same work at every step.
+so that after the first step all ranks do the same work at every step. All that communicates is a task (tasks.py).
 
 Letters in shapes, all of them after a leading 1: H = query heads, G = key-value heads, T = trunk tokens that this rank
 holds, D = size of a head.
@@ -21,6 +21,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_longpo.model.exchange import GatheredKeys, RingKeys, heads_to_tokens, tokens_to_heads
 from megatron_longpo.model.kernels import attend, attend_backward, merge_into
+from megatron_longpo.model.tasks import Task, together
 
 WHOLE = slice(None)
 
@@ -39,14 +40,15 @@ class TrunkExchange:
 
 def trunk_forward(
     q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, exchange: TrunkExchange, scale: float
-) -> tuple[Tensor, Tensor]:
+) -> Task[tuple[Tensor, Tensor]]:
     """Attend this rank's trunk tokens: (output [1, H, T, D], log-sum-exp [1, H, T] fp32, nats)."""
-    if exchange.heads is None:
-        return _forward(q_HTD, k_GTD, v_GTD, exchange, scale)
-    out_HTD, lse_HT = _forward(
-        *(tokens_to_heads(x, exchange.heads) for x in (q_HTD, k_GTD, v_GTD)), exchange=exchange, scale=scale
-    )
-    return heads_to_tokens(out_HTD, exchange.heads), heads_to_tokens(lse_HT.unsqueeze(-1), exchange.heads).squeeze(-1)
+    if (group := exchange.heads) is None:
+        return (yield from _forward(q_HTD, k_GTD, v_GTD, exchange, scale))
+    q_HTD, k_GTD, v_GTD = yield from together(*(tokens_to_heads(x, group) for x in (q_HTD, k_GTD, v_GTD)))
+    out_HTD, lse_HT = yield from _forward(q_HTD, k_GTD, v_GTD, exchange, scale)
+    back = (heads_to_tokens(x, group) for x in (out_HTD, lse_HT.unsqueeze(-1)))
+    out_HTD, lse_HT1 = yield from together(*back)
+    return out_HTD, lse_HT1.squeeze(-1)
 
 
 def trunk_backward(
@@ -58,21 +60,22 @@ def trunk_backward(
     lse_HT: Tensor,
     exchange: TrunkExchange,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Task[tuple[Tensor, Tensor, Tensor]]:
     """Compute the gradients (dQ, dK, dV) of trunk_forward from what it took and returned."""
-    if exchange.heads is None:
-        return _backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, exchange, scale)
-    group = exchange.heads
-    moved = (tokens_to_heads(x, group) for x in (grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT.unsqueeze(-1)))
-    grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT = moved
-    grads = _backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT.squeeze(-1), exchange, scale)
-    dq_HTD, dk_GTD, dv_GTD = (heads_to_tokens(grad, group) for grad in grads)
+    if (group := exchange.heads) is None:
+        return (yield from _backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, exchange, scale))
+    of_tokens = (grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT.unsqueeze(-1))
+    grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT1 = yield from together(
+        *(tokens_to_heads(x, group) for x in of_tokens)
+    )
+    grads = yield from _backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT1.squeeze(-1), exchange, scale)
+    dq_HTD, dk_GTD, dv_GTD = yield from together(*(heads_to_tokens(grad, group) for grad in grads))
     return dq_HTD, dk_GTD, dv_GTD
 
 
 def _forward(
     q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, exchange: TrunkExchange, scale: float
-) -> tuple[Tensor, Tensor]:
+) -> Task[tuple[Tensor, Tensor]]:
     if exchange.keys is None or exchange.keys.size() == 1:
         return attend(q_HTD, k_GTD, v_GTD, True, scale)
     visiting = (GatheredKeys if exchange.gather else RingKeys)(k_GTD, v_GTD, exchange.keys)
@@ -84,6 +87,7 @@ def _forward(
             merged = block_out.float(), block_lse
         else:
             merge_into(merged[0][:, :, queries], merged[1][:, :, queries], block_out, block_lse)
+        yield  # the next keys are on their way
     assert merged is not None
     out_HTD, lse_HT = merged
     return out_HTD.to(q_HTD.dtype), lse_HT
@@ -98,7 +102,8 @@ def _backward(
     lse_HT: Tensor,
     exchange: TrunkExchange,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Task[tuple[Tensor, Tensor, Tensor]]:
+    """Hands over at the end only: its blocks hide all that travels but the last, which other work is kept for."""
     if exchange.keys is None or exchange.keys.size() == 1:
         return attend_backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT, True, scale)
     visiting = (GatheredKeys if exchange.gather else RingKeys)(k_GTD, v_GTD, exchange.keys)
@@ -118,7 +123,7 @@ def _backward(
             dq_HTD[:, :, queries] += block_dq
         visiting.add_gradient(block_dk, block_dv, keys)
     assert dq_HTD is not None
-    dk_GTD, dv_GTD = visiting.gradient()
+    dk_GTD, dv_GTD = yield from visiting.gradient()
     return dq_HTD.to(q_HTD.dtype), dk_GTD.to(k_GTD.dtype), dv_GTD.to(v_GTD.dtype)
 
 

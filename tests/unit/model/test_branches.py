@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron_longpo.model.branches import branches_backward, branches_forward
 from megatron_longpo.model.layout import tree_layout
+from megatron_longpo.model.tasks import run
 from tests.ranks import run_ranks
 
 HEADS, GROUPS, DIM, BYTES = 4, 2, 16, 4
@@ -36,9 +37,9 @@ def received(trunk: int) -> tuple[int, int]:
     for name in ("all_reduce", "reduce_scatter_tensor", "batch_isend_irecv", "broadcast"):
         setattr(dist, name, None)  # nothing else is sent
     inputs = (q, k, v, trunk_k, trunk_v)
-    out, lse = branches_forward(*inputs, layout, group, 0.25)
+    out, lse = run(branches_forward(*inputs, layout, group, 0.25))
     counted.append(0)
-    branches_backward(torch.randn_like(out), *inputs, out, lse, layout, group, 0.25)
+    run(branches_backward(torch.randn_like(out), *inputs, out, lse, layout, group, 0.25))
     return counted[0], counted[1]
 
 
