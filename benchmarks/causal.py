@@ -59,8 +59,8 @@ def sequence_logps(model: GPTModel, ids: Tensor, trunk: int, group: ProcessGroup
     targets = Targets(rows, ids[1:], segments, in_nll, num_response, len(rows))
     chunks = torch.arange(padded).chunk(2 * group.size())
     own = torch.cat((chunks[group.rank()], chunks[-1 - group.rank()])) if group.size() > 1 else torch.arange(padded)
-    targets = targets.on_rank(own, padded).to(torch.cuda.current_device())
     device = torch.cuda.current_device()
+    targets = targets.on_rank(own, padded).each(lambda x: x.to(device))
     tokens = nn.functional.pad(ids, (0, padded - len(ids)))[own].to(device)
     logp = model(
         input_ids=tokens[None],

@@ -1,17 +1,17 @@
 """The micro-batches of this data-parallel rank: planned before anything is built, then read ahead of the step."""
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from megatron.training.dist_signal_handler import DistributedSignalHandler
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_longpo.data.dataset import PairOrder
 from megatron_longpo.data.packing import BatchPlan
 from megatron_longpo.data.trees import TreeLengths
+from megatron_longpo.micro_batch import MicroBatch
 from megatron_longpo.model.flops import tree_flops
 
 
@@ -57,9 +57,13 @@ def plan_batches(
 
 
 def loader(
-    dataset: Dataset[Any], microbatches: Iterable[list[int]], num_workers: int, exit_signal: signal.Signals | None
-) -> Iterator[Any]:
-    """Read the samples of each micro-batch ahead, in ``num_workers`` processes.
+    dataset: Dataset[Any],
+    microbatches: Iterable[list[int]],
+    collate: Callable[[list[Any]], MicroBatch],
+    num_workers: int,
+    exit_signal: signal.Signals | None,
+) -> Iterator[MicroBatch]:
+    """Make micro-batches ahead, in ``num_workers`` processes.
 
     These survive ``exit_signal``, which is meant for the training loop, as Megatron's own do (data_samplers.py).
     """
@@ -68,7 +72,7 @@ def loader(
             dataset,
             batch_sampler=microbatches,  # type: ignore[arg-type]  # any iterable of lists of indices
             num_workers=num_workers,
-            collate_fn=as_tensors,
+            collate_fn=collate,
             pin_memory=True,
             persistent_workers=num_workers > 0,
             worker_init_fn=partial(_leave_signal, exit_signal) if exit_signal else None,
@@ -78,12 +82,3 @@ def loader(
 
 def _leave_signal(exit_signal: signal.Signals, worker: int) -> None:
     DistributedSignalHandler(exit_signal).__enter__()
-
-
-def as_tensors(value: Any) -> Any:
-    """The samples of a micro-batch as step.py takes them: lists and dicts as they are, arrays as tensors."""
-    if isinstance(value, list):
-        return [as_tensors(one) for one in value]
-    if isinstance(value, dict):
-        return {name: as_tensors(one) for name, one in value.items()}
-    return torch.from_numpy(value)

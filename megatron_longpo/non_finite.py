@@ -5,13 +5,53 @@ none with ``--no-check-for-nan-in-loss-and-grad``.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from torch import Tensor
 
 from megatron_longpo.errors import UserError
 from megatron_longpo.step_metrics import BREAKDOWNS
+
+
+class StepLosses:
+    """Looks at the losses of a step's pairs when all its micro-batches have run; at each the host would wait."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+
+    def add(self, losses_P: Tensor) -> None:
+        """Keep the losses of a micro-batch's pairs."""
+        self._losses.append(losses_P.detach())
+
+    def after(self, schedule: Callable[..., Any]) -> Callable[..., Any]:
+        """``schedule`` (megatron/core/pipeline_parallel/schedules.py), and then the check."""
+        return partial(self._run, schedule)
+
+    def _run(self, schedule: Callable[..., Any], **arguments: Any) -> Any:
+        self._losses = []
+        try:
+            result = schedule(**arguments)
+        except RuntimeError:  # such as Megatron's of a gradient (distributed/param_and_grad_buffer.py, check_grads)
+            self._check()  # a loss is its cause
+            raise
+        self._check()
+        return result
+
+    def _check(self) -> None:
+        """Megatron's own check, as its pretrain_gpt.py applies it: a bad loss is tried again, then stops the run."""
+        if self._losses:
+            get_rerun_state_machine().validate_result(
+                result=torch.cat(self._losses).sum(),
+                rejection_func=lambda loss: not torch.isfinite(loss),
+                message="found NaN or infinity in the loss of a pair",
+                tolerance=0.0,
+                fatal=True,
+            )
 
 
 def check_step(step: int, means: dict[str, Any], grad_norm: float | None) -> None:

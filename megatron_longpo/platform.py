@@ -30,6 +30,11 @@ def is_cpu() -> bool:
     return _is_active
 
 
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in pinned memory, from which a GPU copies while the host goes on; as it is where there is none."""
+    return tensor.pin_memory() if torch.cuda.is_available() and not _is_active else tensor
+
+
 def activate(announce: bool = True) -> bool:
     """Let Megatron run on the CPU if CUDA is not available; call before the first use of Megatron.
 

@@ -6,9 +6,10 @@ step's pairs has ends as 0 / 0, and `take_breakdowns` leaves it out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from megatron_longpo.model.layout import TreeLayout
 from megatron_longpo.objective.preferences import Policy, Reference
 from megatron_longpo.objective.terms import Terms
+from megatron_longpo.platform import pinned
 
 TOKEN_KINDS = ("trunk", "branches", "padding")
 """Kinds of tokens whose mean per pair is reported."""
@@ -53,26 +55,51 @@ class PairReport:
         return found
 
 
-def reports(pairs: Sequence[PairReport], tail: int, max_turns: int, length_buckets: Sequence[int]) -> dict[str, Tensor]:
-    """The numbers of each pair of a micro-batch, by name: [P, 2] float64, sum and number of terms.
+def reports(
+    pairs: Sequence[PairReport], tail: int, max_turns: int, length_buckets: Sequence[int]
+) -> tuple[list[str], Tensor]:
+    """The numbers of each pair of a micro-batch: X names, and float64 [P, X, 2]: a sum and its number of terms.
+
+    Where a number stands among those computed is known from lengths alone. So the device picks all of them at once, and
+    the host says where: a few operations, however many names there are.
 
     Args:
         tail: padding at the end of every rank's tokens (PackLayout); it is reported with the first pair.
     """
-    rows: list[dict[str, Tensor]] = []
+    computed: list[Tensor] = []
+    rows: list[dict[str, _Number]] = []
     for pair in pairs:
-        its = pair.layouts
-        padding = sum(tree.padding for tree in its) + (0 if rows else tail * its[0].cp_size)
-        tokens = {
-            "trunk": sum(tree.trunk for tree in its),
-            "branches": sum(sum(tree.branches) for tree in its),
-            "padding": padding,
-        }
-        row = _of_pair(pair) | {name_of_tokens(kind): pair.nll.new_tensor(tokens[kind]) for kind in TOKEN_KINDS}
-        row = {name: _term(value) for name, value in row.items()}
-        bucket = next(bound for bound in length_buckets if its[0].trunk <= bound)
-        rows.append(row | _by_turn(pair, max_turns) | _by_length(pair, bucket, length_buckets))
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        first = sum(len(values) for values in computed)
+        whole, of_turns = _of_pair(pair), _of_turns(pair)
+        values = _values(whole, of_turns)
+        starts = dict(zip(values, accumulate(map(len, values.values()), initial=first), strict=False))
+        computed += values.values()
+        bucket = next(bound for bound in length_buckets if pair.layouts[0].trunk <= bound)
+        rows.append(
+            {name: _Number(starts[name]) for name in whole}
+            | _tokens(pair, 0 if rows else tail)
+            | _by_turn(of_turns, starts, max_turns)
+            | _by_length(starts, bucket, length_buckets)
+        )
+    computed_V = torch.cat(computed)
+    told_PX3 = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64)
+    place_PX, known_PX, count_PX = pinned(told_PX3).to(computed_V.device, non_blocking=True).unbind(-1)
+    sum_PX = torch.where(place_PX >= 0, computed_V[place_PX.long().clamp(min=0)], known_PX)
+    return list(rows[0]), torch.stack((sum_PX, count_PX), dim=-1)
+
+
+class _Number(NamedTuple):
+    """A reported number of a pair, as the host knows it."""
+
+    place: int = -1
+    """Where it stands among what is computed; -1 if it is not computed."""
+    known: float = 0.0
+    """Its sum, if it is not computed."""
+    count: float = 1.0
+    """How many terms are in it."""
+
+
+NOTHING = _Number(count=0.0)
 
 
 def name_of_tokens(kind: str) -> str:
@@ -95,6 +122,13 @@ def take_breakdowns(reported: dict[str, Any]) -> Breakdowns:
     return found
 
 
+def _values(whole: Mapping[str, Tensor], of_turns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All that is computed of a pair, float64 [1], or [K] for each turn."""
+    sums = {name: gap_K.sum() for name, gap_K in of_turns.items() if name.endswith("_gap")}
+    values = {**whole, **sums, **{f"by_turn/{name}": value_K for name, value_K in of_turns.items()}}
+    return {name: value.detach().double().reshape(-1) for name, value in values.items()}
+
+
 def _of_pair(pair: PairReport) -> dict[str, Tensor]:
     return {
         "loss": pair.loss,
@@ -104,23 +138,35 @@ def _of_pair(pair: PairReport) -> dict[str, Tensor]:
     }
 
 
-def _by_turn(pair: PairReport, max_turns: int) -> dict[str, Tensor]:
+def _of_turns(pair: PairReport) -> dict[str, Tensor]:
+    """By turn, [K]."""
     margin_K = pair.terms.margin_K
-    values_K = {} if margin_K is None else {"margin": margin_K, "accuracy": (margin_K > 0).double()}
+    return ({} if margin_K is None else {"margin": margin_K, "accuracy": margin_K > 0}) | _gaps(pair)
+
+
+def _tokens(pair: PairReport, tail: int) -> dict[str, _Number]:
+    trees = pair.layouts
+    tokens = {
+        "trunk": sum(tree.trunk for tree in trees),
+        "branches": sum(sum(tree.branches) for tree in trees),
+        "padding": sum(tree.padding for tree in trees) + tail * trees[0].cp_size,
+    }
+    return {name_of_tokens(kind): _Number(known=tokens[kind]) for kind in TOKEN_KINDS}
+
+
+def _by_turn(of_turns: Mapping[str, Tensor], starts: Mapping[str, int], max_turns: int) -> dict[str, _Number]:
     return {
-        f"by_turn/{turn + 1}/{name}": _term(value_K[turn]) if turn < len(value_K) else value_K.new_zeros(2)
-        for name, value_K in (values_K | _gaps(pair)).items()
+        f"by_turn/{turn + 1}/{name}": _Number(starts[f"by_turn/{name}"] + turn) if turn < len(value_K) else NOTHING
+        for name, value_K in of_turns.items()
         for turn in range(max_turns)
     }
 
 
-def _by_length(pair: PairReport, bucket: int, buckets: Sequence[int]) -> dict[str, Tensor]:
-    whole = _of_pair(pair)
-    values = {name: whole[name] for name in ("margin", "accuracy", "nll") if name in whole}
-    values |= {name: gap_K.sum() for name, gap_K in _gaps(pair).items()}
+def _by_length(starts: Mapping[str, int], bucket: int, buckets: Sequence[int]) -> dict[str, _Number]:
     return {
-        f"by_length/{bound}/{name}": _term(value) if bound == bucket else value.new_zeros(2)
-        for name, value in values.items()
+        f"by_length/{bound}/{name}": _Number(starts[name]) if bound == bucket else NOTHING
+        for name in ("margin", "accuracy", "nll", "chosen_gap", "rejected_gap")
+        if name in starts
         for bound in buckets
     }
 
@@ -133,7 +179,3 @@ def _gaps(pair: PairReport) -> dict[str, Tensor]:
         for answer in ("chosen", "rejected")
         if f"policy_{answer}_logp" in logp_K and f"reference_{answer}_logp" in logp_K
     }
-
-
-def _term(value: Tensor) -> Tensor:
-    return torch.stack((value.detach().double(), value.new_ones((), dtype=torch.float64)))

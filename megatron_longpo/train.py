@@ -43,10 +43,11 @@ from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
 from megatron_longpo.metrics_file import open_metrics  # noqa: E402
 from megatron_longpo.metrics_writer import MetricsWriter  # noqa: E402
+from megatron_longpo.micro_batch import micro_batch  # noqa: E402
 from megatron_longpo.model import kernels  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
 from megatron_longpo.model.flops import squared_lengths  # noqa: E402
-from megatron_longpo.non_finite import check_step, check_weights  # noqa: E402
+from megatron_longpo.non_finite import StepLosses, check_step, check_weights  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
@@ -87,14 +88,15 @@ def _train(console: Console | None) -> None:
         say(first_screen(args, settings))
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
-    _install_hooks(settings)
+    losses = StepLosses()
+    _install_hooks(settings, losses)
     batches = partial(_batches, settings=settings)
     batches.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
     pretrain(
         pretrain_cfg_container_from_args(args, None),
         batches,
         ModelType.encoder_or_decoder,
-        partial(forward_step, settings=settings.step),
+        partial(forward_step, settings=settings.step, losses=losses),
         model_provider=partial(_model, settings=settings),
     )
 
@@ -111,7 +113,7 @@ def _is_finished(loaded: Path, ckpt_step: int | None, train_iters: int) -> bool:
     return True
 
 
-def _install_hooks(settings: LongPOSettings) -> None:
+def _install_hooks(settings: LongPOSettings, losses: StepLosses) -> None:
     megatron_hooks.use_built_dataset_helper()
     megatron_hooks.skip_warm_up()
     if get_args().skip_train:
@@ -124,6 +126,8 @@ def _install_hooks(settings: LongPOSettings) -> None:
     _count_real_lengths(settings)
     megatron_hooks.after_train_step(lambda means, norm: check_step(get_args().curr_iteration + 1, means, norm))
     megatron_hooks.before_save(check_weights)
+    if get_args().check_for_nan_in_loss_and_grad:
+        megatron_hooks.wrap_schedules(losses.after)
     if isinstance(settings.reference, OnlineSettings):
         _score_online(settings.reference)
 
@@ -221,17 +225,19 @@ def _batches(
         cached, reads = {}, (*reads, *cached.reads)
     with_short = any(kind.context == "short" for kind in reads)
     exit_signal = args.exit_signal if args.exit_signal_handler else None
+    cp_group = parallel_state.get_context_parallel_group()
+    make = partial(micro_batch, settings=settings.step, cp_rank=cp_group.rank(), cp_size=cp_group.size())
     train = valid = None
     if not args.skip_train:
         pairs = PairDataset(settings.reader, settings.order, cached, with_short)
         planned = settings.plan.microbatches(args.consumed_train_samples, get_num_microbatches(), rank)
-        train = loader(pairs, planned, args.num_workers, exit_signal)
+        train = loader(pairs, planned, make, args.num_workers, exit_signal)
     period = args.eval_iters * args.eval_global_batch_size
     if settings.held_out and period:
         held_out = HeldOutPairs(settings.reader, settings.held_out[:period], period, cached, with_short)
         first = 0 if args.skip_train else args.consumed_valid_samples
         in_turn = ([sample] for sample in count(first + rank, num_ranks))
-        valid = loader(held_out, in_turn, args.num_workers, exit_signal)
+        valid = loader(held_out, in_turn, make, args.num_workers, exit_signal)
     return train, valid, None
 
 

@@ -191,15 +191,15 @@ MUTATIONS = (
     Mutation(
         name="gradient-not-divided-by-pairs",
         file="megatron_longpo/objective/scaling.py",
-        old="num_pairs.to(torch.int32), summed",
-        new="torch.zeros_like(num_pairs, dtype=torch.int32), summed",  # finalize_model_grads then divides by 1
+        old="num_pairs.to(torch.int32), dict(",
+        new="torch.zeros_like(num_pairs, dtype=torch.int32), dict(",  # finalize_model_grads then divides by 1
         tests=(STEP + "[one-rank]",),
     ),
     Mutation(
         name="micro-batch-factor-wrong",
         file="megatron_longpo/objective/scaling.py",
-        old="num_pairs.to(torch.int32), summed",
-        new="2 * num_pairs.to(torch.int32), summed",
+        old="num_pairs.to(torch.int32), dict(",
+        new="2 * num_pairs.to(torch.int32), dict(",
         tests=(STEP + "[one-rank]",),
     ),
     Mutation(

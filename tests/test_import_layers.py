@@ -28,7 +28,7 @@ TRAINING = {
     "run_errors",
     "non_finite",
 }  # one layer
-LAYERS = {"data", "model", "objective", "reference", "hf", "platform", "megatron_hooks"}
+LAYERS = {"data", "model", "objective", "step_settings", "micro_batch", "reference", "hf", "platform", "megatron_hooks"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
@@ -44,8 +44,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"data"},
     "model": {"data", "platform"},
     "objective": {"data", "model"},
+    "step_settings": {"data", "model", "objective"},
+    "micro_batch": {"data", "model", "step_settings"},
     "hf": {"data", "model", "platform"},
-    "reference": {"data", "model", "objective", "hf", "platform"},
+    "reference": {"data", "model", "objective", "micro_batch", "hf", "platform"},
     **dict.fromkeys(TRAINING, LAYERS | TRAINING),
     "evaluate": {"data", "generate"},
     "commands": LAYERS | TRAINING | {"evaluate", "generate"},

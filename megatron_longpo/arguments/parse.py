@@ -47,8 +47,8 @@ from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, Objective
 from megatron_longpo.objective.preferences import Coefficients
 from megatron_longpo.reference.options import OnlineSettings, ReferenceOptions, open_reference
-from megatron_longpo.step import StepSettings
 from megatron_longpo.step_metrics import length_buckets
+from megatron_longpo.step_settings import StepSettings
 
 
 def parse() -> tuple[argparse.Namespace, LongPOSettings]:
@@ -156,7 +156,6 @@ def _step_settings(
         objective=objective,
         coefficients=coefficients,
         nll_tokens=args.longpo_nll_tokens,
-        check_finite=args.check_for_nan_in_loss_and_grad,
     )
 
 

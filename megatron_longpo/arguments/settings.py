@@ -9,7 +9,7 @@ from megatron_longpo.data.packing import BatchPlan
 from megatron_longpo.data.trees import TreeLengths
 from megatron_longpo.model.build import ModelShape
 from megatron_longpo.reference.options import References
-from megatron_longpo.step import StepSettings
+from megatron_longpo.step_settings import StepSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

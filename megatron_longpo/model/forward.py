@@ -1,6 +1,6 @@
 """A micro-batch through the model: trees in, log-probabilities of the scored tokens out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from megatron_longpo.model.layout import (
 )
 from megatron_longpo.model.logprob import token_logprobs
 from megatron_longpo.model.targets import NllTokens, Targets, tree_targets
+from megatron_longpo.platform import pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,15 @@ class PackInput:
     targets: tuple[Targets, ...]
     """The targets of each tree, with rows counted among the rank's tokens of that tree."""
 
-    def to(self, device: torch.device | str | int) -> "PackInput":
-        """Copy the input to another device."""
-        tokens_L, positions_L, rows_N, labels_N = (
-            x.to(device, non_blocking=True) for x in (self.tokens_L, self.positions_L, self.rows_N, self.labels_N)
-        )
-        targets = tuple(one.to(device) for one in self.targets)
+    def each(self, do: Callable[[Tensor], Tensor]) -> "PackInput":
+        """The input with ``do`` done to every tensor."""
+        tokens_L, positions_L, rows_N, labels_N = map(do, (self.tokens_L, self.positions_L, self.rows_N, self.labels_N))
+        targets = tuple(one.each(do) for one in self.targets)
         return PackInput(self.layout, tokens_L, positions_L, rows_N, labels_N, targets)
+
+    def to(self, device: torch.device | str | int) -> "PackInput":
+        """Copy the input to another device, from pinned memory if that is a GPU, so that the host need not wait."""
+        return self.each(lambda x: pinned(x).to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Letters in shapes: S = tokens of a tree's sequence with padding, L = tokens of i
 predictions, B = branches, K = turns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -37,11 +37,10 @@ class Targets:
     num_in_nll: int
     """Predictions of the whole tree that count in the NLL."""
 
-    def to(self, device: torch.device | str | int) -> "Targets":
-        """Copy the targets to another device."""
-        rows_N, labels_N, segment_N, in_nll_N, num_tokens_BK = (
-            x.to(device, non_blocking=True)
-            for x in (self.rows_N, self.labels_N, self.segment_N, self.in_nll_N, self.num_tokens_BK)
+    def each(self, do: Callable[[Tensor], Tensor]) -> "Targets":
+        """The targets with ``do`` done to every tensor."""
+        rows_N, labels_N, segment_N, in_nll_N, num_tokens_BK = map(
+            do, (self.rows_N, self.labels_N, self.segment_N, self.in_nll_N, self.num_tokens_BK)
         )
         return Targets(rows_N, labels_N, segment_N, in_nll_N, num_tokens_BK, self.num_in_nll)
 

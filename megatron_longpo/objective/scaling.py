@@ -27,18 +27,21 @@ micro-batches and all-reduced over dp x cp, then divided. So every reported numb
 global batch, or over those of its terms that were counted.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def scale_for_megatron(
-    loss_P: Tensor, reports: dict[str, Tensor], weight_P: Tensor, cp_rank: int
+    loss_P: Tensor, names: Sequence[str], reports_PX2: Tensor, weight_P: Tensor, cp_rank: int
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """What a loss function returns to Megatron for one micro-batch.
 
     Args:
         loss_P: the loss of each pair of the micro-batch.
-        reports: numbers to log, each [P, 2], of every pair a sum and the number of terms in it.
+        names: of the X numbers to log.
+        reports_PX2: these numbers: of every pair a sum and the number of terms in it.
         weight_P: 1 for a pair that counts, 0 for one that only fills up a batch (the end of an evaluation).
         cp_rank: this rank's place among the context-parallel ranks that share these pairs.
 
@@ -46,6 +49,6 @@ def scale_for_megatron(
         (sum of the losses: scalar, number of pairs: int32 scalar, name -> [sum, count] float64).
     """
     counted_P = weight_P if cp_rank == 0 else torch.zeros_like(weight_P)
-    summed = {name: (counted_P[:, None] * terms_P2.detach()).sum(0) for name, terms_P2 in reports.items()}
+    summed_X2 = (counted_P[:, None, None] * reports_PX2.detach()).sum(0)
     num_pairs = counted_P.sum()
-    return (loss_P * weight_P).sum(), num_pairs.to(torch.int32), summed
+    return (loss_P * weight_P).sum(), num_pairs.to(torch.int32), dict(zip(names, summed_X2, strict=True))

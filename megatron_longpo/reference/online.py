@@ -8,7 +8,8 @@ wait for the one before it in an order that the policy's schedule does not keep.
 where the loss is computed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,11 +18,8 @@ import torch
 from torch import Tensor
 
 from megatron_longpo.data.trees import TreeKind
+from megatron_longpo.micro_batch import MicroBatch, Sample
 from megatron_longpo.reference.frozen import FrozenReference, ScoredTree, score
-
-Sample = Mapping[str, Any]
-"""What data/dataset.py yields for a pair, as tensors."""
-MicroBatch = Sequence[Sample]
 
 
 class OnlineReference:
@@ -59,11 +57,11 @@ class OnlineReference:
 
     def score(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
         """Return the samples with ``reference_CONTEXT_ANSWER`` for all that is read, on the last pipeline stage."""
-        samples = [sample for batch in batches for sample in batch]
+        samples = [sample for batch in batches for sample in batch.samples]
         trees = [self._trees(sample) for sample in samples]
         logps = iter(score(self._model, [tree for of_pair in trees for _, of_kind in of_pair for tree in of_kind]))
         scored = iter(_with_logps(sample, of_pair, logps) for sample, of_pair in zip(samples, trees, strict=True))
-        return [list(islice(scored, len(batch))) for batch in batches]
+        return [replace(batch, samples=list(islice(scored, len(batch.samples)))) for batch in batches]
 
     def _trees(self, sample: Sample) -> list[tuple[TreeKind, list[ScoredTree]]]:
         return [

@@ -21,17 +21,18 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_longpo.batches import as_tensors
 from megatron_longpo.hf.config import architecture, megatron_options
 from megatron_longpo.hf.names import name_table
 from megatron_longpo.hf.rope import rope_parameters
 from megatron_longpo.hf.torch_dist import CheckpointReader
+from megatron_longpo.micro_batch import MicroBatch, micro_batch
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.objective.objectives import OBJECTIVES
 from megatron_longpo.reference.frozen import load_frozen
 from megatron_longpo.reference.online import OnlineReference
-from megatron_longpo.step import StepSettings, forward_step
+from megatron_longpo.step import forward_step
 from megatron_longpo.step_metrics import take_breakdowns
+from megatron_longpo.step_settings import StepSettings
 from megatron_longpo.strict_json import read_json_object
 from tests.parity.cases import Case, coefficients, random_pairs
 from tests.parity.oracle import Result
@@ -146,7 +147,6 @@ def _step(
         objective=OBJECTIVES[case.objective],
         coefficients=OBJECTIVES[case.objective].coefficients(coefficients(case.objective)),
         nll_tokens="all" if case.nll_over_all else "response",
-        check_finite=False,
         max_turns=case.num_turns,
         length_buckets=(64,),
         keep_attention=case.recompute == "keep-attention",
@@ -154,7 +154,7 @@ def _step(
     ddp.zero_grad_buffer()
     losses = schedule(
         forward_step_func=partial(forward_step, settings=settings),
-        data_iterator=_own_pairs(case),
+        data_iterator=_micro_batches(case, settings),
         model=[ddp],
         num_microbatches=case.num_pairs // case.dp // case.pairs_per_microbatch,
         seq_length=0,
@@ -166,11 +166,13 @@ def _step(
     return _means(losses)
 
 
-def _own_pairs(case: Case) -> Iterator[list[dict[str, Any]]]:
-    """This data-parallel rank's micro-batches."""
-    own = as_tensors(random_pairs(case)[parallel_state.get_data_parallel_rank() :: case.dp])
+def _micro_batches(case: Case, settings: StepSettings) -> Iterator[MicroBatch]:
+    """This rank's."""
+    own = random_pairs(case)[parallel_state.get_data_parallel_rank() :: case.dp]
+    cp_rank = parallel_state.get_context_parallel_rank()
     for first in range(0, len(own), case.pairs_per_microbatch):
-        yield own[first : first + case.pairs_per_microbatch]
+        samples = own[first : first + case.pairs_per_microbatch]
+        yield micro_batch(samples, settings=settings, cp_rank=cp_rank, cp_size=case.cp)
 
 
 def _means(losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -9,13 +9,14 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_longpo.batches import as_tensors
+from megatron_longpo.micro_batch import micro_batch
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import forward_pack, pack
+from megatron_longpo.model.forward import forward_pack
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.objective.objectives import OBJECTIVES
-from megatron_longpo.step import Sample, StepSettings, pair_reports, pair_trees
+from megatron_longpo.step import pair_reports
 from megatron_longpo.step_metrics import reports, take_breakdowns
+from megatron_longpo.step_settings import StepSettings
 from tests.parity.cases import Case, random_pairs
 from tests.ranks import run_ranks
 from tests.unit.model.test_keep_attention import OPTIONS
@@ -30,20 +31,19 @@ def settings(objective: str) -> StepSettings:
         objective=OBJECTIVES[objective],
         coefficients=OBJECTIVES[objective].coefficients({}),
         nll_tokens="all",
-        check_finite=True,
         max_turns=MAX_TURNS,
         length_buckets=BUCKETS,
     )
 
 
-def samples() -> list[Sample]:
+def samples() -> list[dict[str, Any]]:
     """Pairs of one, two and three turns, with ids of OPTIONS' vocabulary."""
     cases = [Case(architecture="llama", tied=False, num_turns=turns, num_pairs=1, seed=turns) for turns in (1, 2, 3)]
     pairs = [random_pairs(case)[0] for case in cases]
     for conversation in (one for pair in pairs for one in (pair["long"], *pair["short"])):
         for name in ("trunk", "chosen", "rejected"):
             conversation[name] %= 50
-    return as_tensors(pairs)
+    return pairs
 
 
 def metrics_of_permutations(objective: str) -> list[dict[str, torch.Tensor]]:
@@ -57,11 +57,11 @@ def metrics_of_permutations(objective: str) -> list[dict[str, torch.Tensor]]:
     found = []
     for order in itertools.permutations(range(NUM_PAIRS)):
         own = [samples()[index] for index in order]
-        batch = pack([tree for sample in own for tree in pair_trees(sample, settings(objective), groups[1])])
-        logp_N = forward_pack(model, batch, 50, groups[0])
-        pairs = pair_reports(logp_N, own, batch, groups[1], settings(objective))
-        rows = reports(pairs, batch.layout.tail, MAX_TURNS, BUCKETS)
-        found.append({name: rows_P2[list(np.argsort(order))] for name, rows_P2 in rows.items()})
+        batch = micro_batch(own, settings=settings(objective), cp_rank=0, cp_size=1)
+        logp_N = forward_pack(model, batch.packed, 50, groups[0])
+        pairs = pair_reports(logp_N, batch, groups[1], settings(objective))
+        names, rows_PX2 = reports(pairs, batch.packed.layout.tail, MAX_TURNS, BUCKETS)
+        found.append(dict(zip(names, rows_PX2[list(np.argsort(order))].unbind(1), strict=True)))
     return found
 
 

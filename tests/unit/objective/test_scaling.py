@@ -26,8 +26,8 @@ def step() -> tuple[float, dict[str, float]]:
     for micro_batches in RANKS:
         for numbers, weights in micro_batches:
             loss_P = w * torch.tensor(numbers)
-            terms_P2 = torch.stack((loss_P, torch.ones_like(loss_P)), dim=1)
-            loss, num_pairs, reports = scale_for_megatron(loss_P, {"loss": terms_P2}, torch.tensor(weights), cp_rank=0)
+            terms_P12 = torch.stack((loss_P, torch.ones_like(loss_P)), dim=1)[:, None]
+            loss, num_pairs, reports = scale_for_megatron(loss_P, ["loss"], terms_P12, torch.tensor(weights), cp_rank=0)
             loss.backward()  # adds to w.grad, as main_grad and then DDP's sum do
             assert num_pairs.dtype == torch.int32
             count += int(num_pairs)
