@@ -60,6 +60,18 @@ def skip_warm_up() -> None:
     replace(initialize, "_warmup_jit_function", lambda **_: None)
 
 
+def fuse_without_apex() -> None:
+    """Let the output layer be made with ``--gradient-accumulation-fusion`` where Transformer Engine is installed and
+    Apex is not (tensor_parallel/layers.py, _grad_accum_fusion_available).
+
+    Transformer Engine's layers have that fusion themselves. The output layer is Megatron's own and would do it by Apex,
+    without which Megatron refuses to make it; but it is never called: logprob.py reads its weight and adds the gradient.
+    """
+    from megatron.core.tensor_parallel import layers
+
+    replace(layers, "_grad_accum_fusion_available", True)
+
+
 def report_evaluation() -> None:
     """Let ``--skip-train`` report its evaluation as training does (training.py, evaluate_and_print_results)."""
     from megatron.training import training
