@@ -65,9 +65,9 @@ def fuse_without_apex() -> None:
     Apex is not (tensor_parallel/layers.py, _grad_accum_fusion_available).
 
     Transformer Engine's layers have that fusion themselves. The output layer is Megatron's own and would do it by Apex,
-    without which Megatron refuses to make it; but it is never called: logprob.py reads its weight and adds the gradient.
+    without which Megatron refuses to make it. But it is never called: logprob.py reads its weight, adds the gradient.
     """
-    from megatron.core.tensor_parallel import layers
+    import megatron.core.tensor_parallel.layers as layers
 
     replace(layers, "_grad_accum_fusion_available", True)
 
@@ -134,7 +134,7 @@ def collect_written_parts_here() -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     written: queue.Queue[Any] = queue.Queue()
-    replace(filesystem_async, "get_write_results_queue", lambda: written)
+    replace(filesystem_async, "get_write_results_queue", lambda mp_mode="spawn": written)
 
 
 def after_evaluation(do: Callable[[dict[str, Any]], None]) -> None:

@@ -116,6 +116,8 @@ def _is_finished(loaded: Path, ckpt_step: int | None, train_iters: int) -> bool:
 def _install_hooks(settings: LongPOSettings, losses: StepLosses) -> None:
     megatron_hooks.use_built_dataset_helper()
     megatron_hooks.skip_warm_up()
+    if get_args().transformer_impl == "transformer_engine":
+        megatron_hooks.fuse_without_apex()
     if get_args().skip_train:
         megatron_hooks.report_evaluation()
     if not get_args().async_save:

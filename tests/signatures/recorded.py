@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from inspect import Parameter, Signature
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -144,7 +145,7 @@ class Library:
             for depth in range(1, len(folders) + 1):
                 if (dotted := ".".join(folders[:depth])) not in modules:
                     modules[dotted] = module = ModuleType(dotted)
-                    module.__path__ = []
+                    module.__path__, module.__spec__ = [], ModuleSpec(dotted, None)
                     module.__version__ = self.version  # type: ignore[attr-defined]
                     if depth > 1:
                         setattr(modules[".".join(folders[: depth - 1])], folders[depth - 1], module)

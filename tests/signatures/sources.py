@@ -8,6 +8,7 @@ other public names that an instance has.
 import ast
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 Read = Callable[[str], str | None]
@@ -47,7 +48,6 @@ def record(read: Read, dotted: str, methods: Sequence[str] = ()) -> Record:
     if not isinstance(place.node, ast.ClassDef):
         return found | {"value": ast.unparse(place.node.value)}  # type: ignore[attr-defined]
     classes = list(_bases_first(read, place))
-    imports = _parsed(read, place.module)[1].body
     defined = {node.name: node for one in classes for node in one.body if isinstance(node, FUNCTION)}
     if missing := [method for method in methods if method not in defined]:
         raise Absent(f"{dotted} has no {', '.join(missing)}")
@@ -58,8 +58,9 @@ def record(read: Read, dotted: str, methods: Sequence[str] = ()) -> Record:
         return found | {"members": _members(place.node)}
     if any(mark in marks for mark in MADE_OF_FIELDS):
         found["fields"] = _fields(classes)
-        if "pydantic.dataclasses" in [node.module for node in imports if isinstance(node, ast.ImportFrom)]:
-            found["ignores"] = True  # pydantic's dataclasses pass over what they do not know
+        pydantic = find_import(read, place, "dataclass") == "pydantic.dataclasses"
+        if pydantic and any("dataclass" in ast.unparse(mark) for mark in place.node.decorator_list):
+            found["ignores"] = True  # such a class passes over what it does not know
     others = {name for one in classes for name in _attributes(one)} - found.get("fields", {}).keys()
     return found | {"attributes": sorted(name for name in others if not name.startswith("_"))}
 
@@ -92,6 +93,13 @@ def find(read: Read, module: str, name: str) -> Place:
     raise Absent(f"{module} has no {name}")
 
 
+def find_import(read: Read, place: Place, name: str) -> str | None:
+    """The module that ``name`` is imported from where a class stands."""
+    imports = [node for node in _parsed(read, place.module)[1].body if isinstance(node, ast.ImportFrom)]
+    return next((one.module for one in imports if name in [alias.name for alias in one.names]), None)
+
+
+@cache
 def _parsed(read: Read, module: str) -> tuple[str, ast.Module]:
     stem = module.replace(".", "/")
     for path in (f"{stem}.py", f"{stem}/__init__.py"):
@@ -156,7 +164,14 @@ def _members(node: ast.ClassDef) -> dict[str, str]:
 def _fields(classes: Sequence[ast.ClassDef]) -> dict[str, str | None]:
     """Fields with their defaults as source text, None for those without one."""
     fields = [node for one in classes for node in one.body if isinstance(node, ast.AnnAssign)]
-    return {ast.unparse(node.target): ast.unparse(node.value) if node.value else None for node in fields}
+    return {ast.unparse(node.target): _default(node) for node in fields}
+
+
+def _default(node: ast.AnnAssign) -> str | None:
+    """As source text; an ellipsis where a key of a typed dictionary may be absent."""
+    if node.value:
+        return ast.unparse(node.value)
+    return "..." if ast.unparse(node.annotation).startswith("NotRequired") else None
 
 
 def _attributes(node: ast.ClassDef) -> set[str]:

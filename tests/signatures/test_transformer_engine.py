@@ -60,12 +60,12 @@ def _with_package(version: str, function: Any, *args: Any) -> Any:
     package.behaviour = _behaviour()
     with package.installed():
         from megatron.core import parallel_state
-        from megatron.core.extensions.transformer_engine import HAVE_TE
+        from megatron.core.utils import get_te_version
 
         from megatron_longpo import platform
 
         platform._is_active = True  # the process is prepared; its modules were imported anew
-        assert HAVE_TE
+        assert str(get_te_version()) == version
         parallel_state.initialize_model_parallel()
         return function(package, *args)
 
@@ -143,7 +143,7 @@ def compare_attention(package: Library, ours: Any) -> None:
     from megatron_longpo.model.layout import pack_layout, tree_layout
 
     name = f"{ENGINE}.DotProductAttention"
-    groups = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp", "hcp"])
+    groups: Any = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp", "hcp"])
     for axis, known in (("allgather", "all_gather"), ("p2p", "p2p"), ("a2a", "a2a")):
         # As megatron/core/transformer/attention.py makes it.
         core = ours.TransformerEngineAttention(
@@ -180,6 +180,7 @@ def compare_model(package: Library) -> None:
     """All layers of our model, the output layer's fused gradient included; then the same with FP8."""
     import torch
     from megatron.core import parallel_state
+    from megatron.core.fp8_utils import get_fp8_recipe
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     from megatron_longpo import megatron_hooks
@@ -188,7 +189,6 @@ def compare_model(package: Library) -> None:
     from megatron_longpo.model.rope_parameters import RopeParameters
 
     model_parallel_cuda_manual_seed(0)
-    megatron_hooks.fuse_without_apex()
     settings = config(apply_rope_fusion=True, gradient_accumulation_fusion=True)
     shape = ModelShape(
         vocab_size=VOCAB,
@@ -197,6 +197,10 @@ def compare_model(package: Library) -> None:
         rope=RopeParameters(rope_theta=1e4),
         tied_embeddings=False,
     )
+    with pytest.raises(RuntimeError, match="fused_weight_gradient_mlp_cuda"):  # Megatron's own layer, without Apex
+        build_model(settings, shape)
+    package.calls.clear()
+    megatron_hooks.fuse_without_apex()
     model = build_model(settings, shape)
     tokens = {"trunk": torch.arange(9), "chosen": torch.arange(5), "rejected": torch.arange(4)}
     spans = {"chosen_spans": torch.tensor([[1, 5]]), "rejected_spans": torch.tensor([[1, 4]])}
@@ -215,6 +219,11 @@ def compare_model(package: Library) -> None:
     (context,) = package.arguments(f"{ENGINE}.fp8_autocast")
     expect(context, enabled=True)
     assert context["fp8_recipe"].fp8_format is formats.HYBRID
+    others = {"tensorwise": "Float8CurrentScaling", "blockwise": "Float8BlockScaling", "mxfp8": "MXFP8BlockScaling"}
+    for settings.fp8_recipe, kind in others.items():
+        get_fp8_recipe(settings)
+        (recipe,) = package.arguments(f"transformer_engine.common.recipe.{kind}.__init__")
+        expect(recipe, fp8_format=formats.HYBRID)
 
 
 def _compare_layers(package: Library) -> None:

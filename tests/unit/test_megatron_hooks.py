@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +18,7 @@ from megatron_longpo.errors import UserError
 
 platform.activate(announce=False)
 
+import megatron.core.tensor_parallel.layers as layers  # noqa: E402
 from megatron.core.datasets import utils as dataset_utils  # noqa: E402
 from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
 from megatron.core.optimizer import distrib_optimizer  # noqa: E402
@@ -27,6 +29,7 @@ Record = Callable[[str, Any], list[tuple[tuple[Any, ...], dict[str, Any]]]]
 HOOKS: list[tuple[Callable[[], None], Any, str]] = [
     (megatron_hooks.use_built_dataset_helper, dataset_utils, "compile_helpers"),
     (megatron_hooks.skip_warm_up, initialize, "_warmup_jit_function"),
+    (megatron_hooks.fuse_without_apex, layers, "_grad_accum_fusion_available"),
     (megatron_hooks.report_evaluation, training, "evaluate_and_print_results"),
     (partial(megatron_hooks.around_training_log, dict, int), training, "training_log"),
     (partial(megatron_hooks.after_train_step, dict), training, "train_step"),
@@ -101,6 +104,22 @@ def test_nothing_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(initialize, "get_args", lambda: pytest.fail("sizes of the warm-up were asked for"))
     megatron_hooks.skip_warm_up()
     initialize.set_jit_fusion_options(tp_size=1)
+
+
+@pytest.mark.parametrize("impl, fuses", [("transformer_engine", True), ("local", False)])
+def test_training_fuses_without_apex_under_transformer_engine(
+    impl: str, fuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Megatron's own layers the refusal is right. (That it is needed: tests/signatures.)"""
+    from megatron_longpo import train
+
+    options = SimpleNamespace(transformer_impl=impl, skip_train=False, async_save=False)
+    hooks = Mock()
+    monkeypatch.setattr(train, "megatron_hooks", hooks)
+    monkeypatch.setattr(train, "get_args", lambda: options)
+    monkeypatch.setattr(train, "_count_real_lengths", lambda _: None)
+    train._install_hooks(SimpleNamespace(reference=None))
+    assert hooks.skip_warm_up.called and hooks.fuse_without_apex.called == fuses
 
 
 def test_report_evaluation(record: Record) -> None:
