@@ -16,7 +16,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 8 ? 8 : n)))
 pytest := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest
 sharded := -n $(WORKERS) --dist loadgroup --durations 10
 
-.PHONY: help env lock quickstart quickstart-smollm2 test test-all test-gpu mutations check check-format check-lint check-types check-layers format clean
+.PHONY: help env lock quickstart quickstart-smollm2 test test-all test-gpu test-gpu-te mutations check check-format check-lint check-types check-layers format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,19 @@ test: env ## all tests but the slow ones
 test-all: env ## all tests
 	$(pytest) $(sharded)
 
-test-gpu: env ## what runs on one GPU, kernels first, each with its error and its limit
-	HF_HUB_OFFLINE=1 $(python) -m pytest -n 0 -s $(addprefix tests/gpu/test_,attention.py step.py context_parallel.py)
+# On a machine that cannot reach a package registry, GPU_PYTHON names a Python with a torch of its own: beside what
+# setup.py requires the tests want pytest and pytest-timeout only. No test starts in the last minute of the ten.
+gpu_python := $(or $(GPU_PYTHON),$(python))
+gpu_env := $(if $(GPU_PYTHON),,env)
+gpu_tests := $(addprefix tests/gpu/test_,attention.py logprob.py step.py memory.py programs.py context_parallel.py)
+gpu_pytest = $(gpu_python) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no CUDA GPU: nothing was run")' \
+	&& GPU_TESTS_SECONDS=540 HF_HUB_OFFLINE=1 $(gpu_python) -m pytest -o minversion=8 -v -s $(gpu_tests)
+
+test-gpu: $(gpu_env) ## what runs on one GPU, most important first, in ten minutes; each error with its limit
+	@$(gpu_pytest) -k "not transformer_engine"
+
+test-gpu-te: $(gpu_env) ## what needs Transformer Engine
+	@$(gpu_pytest) -k transformer_engine
 
 mutations: env ## seed known faults in a copy of the tree, one by one; the tests must catch each
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m tests.mutations

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import platform as machine
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.origin import commit, processor
 from megatron_longpo import platform
 
 platform.activate()
@@ -73,9 +73,9 @@ def write_result(name: str, measured: Any) -> None:
     RESULTS.mkdir(exist_ok=True)
     result = {
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "device": "cpu" if platform.is_cpu() else torch.cuda.get_device_name(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": machine.python_version(),
         "torch": torch.__version__,
@@ -84,18 +84,3 @@ def write_result(name: str, measured: Any) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {os.path.relpath(path)}")
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return (
-        subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
-        or "unknown"
-    )
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    return machine.processor()

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_paths import PATHS
+from benchmarks.gpu_results import read_runs
+from benchmarks.gpu_status import page as gpu_status
+
 ROOT = Path(__file__).resolve().parents[1]
+GPU_STATUS = ROOT / "docs" / "gpu-status.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- benchmarks.report: begin -->\n", "<!-- benchmarks.report: end -->\n"
 
@@ -18,6 +23,7 @@ def main() -> None:
     for page, names in PAGES.items():
         path = ROOT / page
         path.write_text(with_results(path.read_text(encoding="utf-8"), names), encoding="utf-8")
+    GPU_STATUS.write_text(gpu_status(PATHS, read_runs()), encoding="utf-8")
 
 
 def with_results(text: str, names: Iterable[str]) -> str:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.report import PAGES, with_results
+from benchmarks.gpu_paths import PATHS
+from benchmarks.gpu_results import read_runs
+from benchmarks.gpu_status import page as gpu_status
+from benchmarks.report import GPU_STATUS, PAGES, with_results
 from megatron_longpo import __version__
 from megatron_longpo.commands.main import VERBS
 
@@ -134,6 +137,10 @@ def test_every_verb_has_a_tool() -> None:
 def test_the_pages_show_the_committed_results(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert with_results(text, PAGES[page]) == text
+
+
+def test_the_gpu_status_shows_the_committed_results() -> None:
+    assert GPU_STATUS.read_text(encoding="utf-8") == gpu_status(PATHS, read_runs())
 
 
 def test_the_readme_is_short() -> None:
