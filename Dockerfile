@@ -2,7 +2,8 @@
 #   docker build -t megatron-longpo .                                        # and, with Apex:
 #   docker build -t megatron-longpo --build-arg APEX=git+REPOSITORY@TAG .
 #   docker run --gpus all --ipc host -v "$PWD:/data" megatron-longpo megatron-longpo --help
-FROM nvidia/cuda:13.0.2-cudnn-devel-ubuntu24.04
+# The CUDA that torch was built with, to the minor version: Apex compiles with no other (its setup.py asks nvcc).
+FROM nvidia/cuda:13.2.0-cudnn-devel-ubuntu24.04
 
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
@@ -23,7 +24,7 @@ RUN scripts/environment.sh
 # Not in requirements.txt: its PyTorch part is compiled here, against the torch just installed and the image's CUDA.
 RUN scripts/uv.sh pip install -c requirements.txt wheel ninja pybind11 cmake \
     && NVTE_FRAMEWORK=pytorch scripts/uv.sh pip install -c requirements.txt --no-build-isolation -e '.[gpu]'
-# Apex has no wheel and is compiled too: fused Adam, norms and weight gradients for --transformer-impl local.
+# Apex has no wheel and is compiled too: weight gradients for --transformer-impl local (docs/training.md).
 ARG APEX=
 RUN if [ -n "$APEX" ]; then \
         APEX_CPP_EXT=1 APEX_CUDA_EXT=1 scripts/uv.sh pip install -c requirements.txt --no-build-isolation "$APEX"; \

@@ -60,3 +60,10 @@ def test_uv_can_be_cut_out_as_the_set_up_does() -> None:
     assert inside
     assert inside[0].count("--hash") > 5
     assert inside[0].count("==") == 1
+
+
+def test_the_image_has_the_cuda_that_torch_was_built_with() -> None:
+    """Apex's setup.py refuses to compile with another minor version."""
+    image = re.search(r"^FROM nvidia/cuda:(\d+\.\d+)\.", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.M)
+    toolkit = re.match(r"cuda-toolkit==(\d+\.\d+)\.", locked()["cuda-toolkit"][0])
+    assert image and toolkit and image[1] == toolkit[1]
