@@ -7,8 +7,8 @@ PATHS = (
         what="attention kernels `flash`, `cudnn` (bf16, fp16)",
         code="`model/kernel_calls.py`",
         cpu=(
-            "not reachable; shapes at 131,072 tokens on meta tensors (`tests/unit/model/test_kernels.py`), arguments and "
-            "results by torch's schemas (`tests/signatures/test_torch.py`)"
+            "not reachable; shapes at 131,072 tokens on meta tensors (`tests/unit/model/test_kernels.py`), arguments "
+            "and results by torch's schemas (`tests/signatures/test_torch.py`)"
         ),
         tests=(
             "test_attention.py::test_equals_masked_attention[flash]",
@@ -106,8 +106,8 @@ PATHS = (
         code="`model/transformer_engine.py`",
         cpu=(
             "cannot run; refused with a message; proven around a stand-in "
-            "(`tests/unit/model/test_transformer_engine.py`); every call of the model's by the signatures of 2.10.0 and "
-            "2.20.2 (`tests/signatures/test_transformer_engine.py`)"
+            "(`tests/unit/model/test_transformer_engine.py`); every call of the model's by the signatures of 2.10.0 "
+            "and 2.20.2 (`tests/signatures/test_transformer_engine.py`)"
         ),
         tests=(
             "test_step.py::test_equals_the_hugging_face_model[transformer_engine]",
