@@ -372,9 +372,16 @@ MUTATIONS = (
     ),
     Mutation(
         name="zigzag-lost-in-backward",
-        file="megatron_longpo/model/trunk.py",
-        old="visiting.add_gradient(block_dk, block_dv, keys)",
-        new="visiting.add_gradient(block_dk, block_dv, slice(k.shape[2] - block_dk.shape[2], None))",
+        file="megatron_longpo/model/exchange.py",
+        old="total[0][:, :, : dk_GTD.shape[2]] += dk_GTD",
+        new="total[0][:, :, total.shape[3] - dk_GTD.shape[2] :] += dk_GTD",
+        tests=(ATTENTION,),
+    ),
+    Mutation(
+        name="gathered-gradients-of-one-rank-only",
+        file="megatron_longpo/model/exchange.py",
+        old="self._gradient[:, :, :, : arrived.shape[3]] += arrived",
+        new="self._gradient[:, :, :, : arrived.shape[3]] = arrived",
         tests=(ATTENTION,),
     ),
     Mutation(

@@ -168,7 +168,7 @@ def tree_attention(
     if layout.tail:
         nothing_HPD = torch.zeros_like(q_HLD[:, :, -layout.tail :])
         parts.append((nothing_HPD, nothing_HPD[..., 0].float()))
-    out_HLD, lse_HL = (_join(some) for some in zip(*parts, strict=True))
+    out_HLD, lse_HL = _join(parts)
     return out_HLD, lse_HL
 
 
@@ -243,12 +243,16 @@ class _TreeAttention(torch.autograd.Function):
         parts = [part for tree in run(together(*trees)) for part in tree]
         if tail := ctx.layout.tail:
             parts.append(tuple(torch.zeros_like(x[:, :, -tail:]) for x in (q_HLD, k_GLD, v_GLD)))
-        return *(_join(some) for some in zip(*parts, strict=True)), *[None] * 6
+        return *_join(parts), *[None] * 6
 
 
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors [1, H, tokens, ...] one after the other, with the tokens outermost in memory, as the layers have them."""
-    return torch.cat([x.movedim(2, 0) for x in parts]).movedim(0, 2)
+def _join(parts: list[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    """Join the first tensors [1, H, tokens, ...] of all parts, then the second ones, with the tokens outermost in
+    memory, as the layers have them. Takes them out of ``parts``: what is joined is not kept beside the whole."""
+    kinds = [list(some) for some in zip(*parts, strict=True)]
+    parts.clear()
+    while kinds:
+        yield torch.cat([x.movedim(2, 0) for x in kinds.pop(0)]).movedim(0, 2)
 
 
 def trees_on_rank(layout: PackLayout) -> Iterator[tuple[TreeLayout, slice, slice]]:

@@ -85,7 +85,7 @@ def branches_backward(
         gather_tokens(lse_HR.unsqueeze(-1), cp),
     )
     grad_out_HBD, q_HBD, out_HBD, k_GBD, v_GBD = torch.split(gathered, [heads] * 3 + [groups] * 2, 1)
-    sums_XBD = torch.zeros_like(torch.cat((q_HBD, k_GBD, v_GBD), 1), dtype=torch.float32)
+    sums_XBD = q_HBD.new_zeros((1, heads + 2 * groups, *q_HBD.shape[2:]), dtype=torch.float32)
     dq_HBD, dk_GBD, dv_GBD = torch.split(sums_XBD, [heads, groups, groups], 1)
 
     def of_keys(queries: slice, k_GUD: Tensor, v_GUD: Tensor, causal: bool) -> tuple[Tensor, Tensor]:

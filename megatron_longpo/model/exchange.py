@@ -81,17 +81,21 @@ class _Arriving:
         return self.tensor
 
 
-def _pass_on(tensor: Tensor, group: ProcessGroup) -> _Arriving:
-    """Send to the next rank of the ring and receive the same from the previous one, without waiting."""
+def _pass_on(tensor: Tensor, group: ProcessGroup, arriving: Tensor, steps: int = 1) -> _Arriving:
+    """Send to the rank that many steps ahead and receive from the one as far behind, without waiting."""
     rank, size = group.rank(), group.size()
-    arriving = torch.empty_like(tensor)
     works = dist.batch_isend_irecv(
         [
-            dist.P2POp(dist.isend, tensor, dist.get_global_rank(group, (rank + 1) % size), group),
-            dist.P2POp(dist.irecv, arriving, dist.get_global_rank(group, (rank - 1) % size), group),
+            dist.P2POp(dist.isend, tensor, dist.get_global_rank(group, (rank + steps) % size), group),
+            dist.P2POp(dist.irecv, arriving, dist.get_global_rank(group, (rank - steps) % size), group),
         ]
     )
     return _Arriving(arriving, tensor, works)
+
+
+def visible_keys(rank: int, source: int, length: int) -> slice:
+    """Those of the ``length`` tokens of ``source`` whose keys ``rank`` attends to (trunk.py)."""
+    return slice(length // 2) if source < rank else slice(length)
 
 
 class RingKeys:
@@ -109,39 +113,44 @@ class RingKeys:
         """Yields (rank they belong to, keys, values)."""
         rank, size = self._group.rank(), self._group.size()
         for step in range(size):
-            arriving = _pass_on(self._held, self._group) if step < size - 1 else None
+            last = step == size - 1
+            arriving = None if last else _pass_on(self._held, self._group, torch.empty_like(self._held))
             yield (rank - step) % size, self._held[0], self._held[1]
             if arriving is not None:
                 self._held = arriving.wait()
 
-    def add_gradient(self, dk_GTD: Tensor, dv_GTD: Tensor, keys: slice) -> None:
-        """Add the gradient of the last yielded ones, of the tokens ``keys`` of them."""
+    def add_gradient(self, dk_GTD: Tensor, dv_GTD: Tensor) -> None:
+        """Add the gradient of the last yielded ones, of those tokens of them whose keys are visible."""
         if self._gradient is None:  # of the own keys, which are all attended
-            total = torch.stack((dk_GTD.float(), dv_GTD.float()))
+            total = torch.stack((dk_GTD, dv_GTD)).float()
         else:
-            total = self._gradient.wait()
-            total[0][:, :, keys] += dk_GTD
-            total[1][:, :, keys] += dv_GTD
-        self._gradient = _pass_on(total, self._group)
+            total, self._gradient = self._gradient.wait(), None  # what was sent has left
+            total[0][:, :, : dk_GTD.shape[2]] += dk_GTD
+            total[1][:, :, : dv_GTD.shape[2]] += dv_GTD
+        self._gradient = _pass_on(total, self._group, torch.empty_like(total))
 
     def gradient(self) -> Task[tuple[Tensor, Tensor]]:
         """Return the gradients of the own keys and values, fp32."""
         assert self._gradient is not None
         yield
-        dk_GTD, dv_GTD = self._gradient.wait()
+        (dk_GTD, dv_GTD), self._gradient = self._gradient.wait(), None
         return dk_GTD, dv_GTD
 
 
 class GatheredKeys:
-    """Keys and values of every rank, own first, while those of the others are gathered; see RingKeys."""
+    """Keys and values of every rank, own first, while those of the others are gathered; see RingKeys.
+
+    Gradients go home one by one as they are found, so that those of one other rank are in memory, in fp32, not of all.
+    """
 
     def __init__(self, k_GTD: Tensor, v_GTD: Tensor, group: ProcessGroup) -> None:
         self._own, self._group = torch.stack((k_GTD, v_GTD)), group
         self._all = self._own.new_empty((group.size(), *self._own.shape))
         work = dist.all_gather_into_tensor(self._all.flatten(0, 1), self._own, group=group, async_op=True)
         self._others = _Arriving(self._all, self._own, [work])
-        self._gradients: Tensor | None = None
-        self._source = group.rank()
+        self._gradient: Tensor | None = None
+        self._arriving: _Arriving | None = None
+        self._step = 0
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields (rank they belong to, keys, values)."""
@@ -149,25 +158,34 @@ class GatheredKeys:
         yield rank, self._own[0], self._own[1]
         self._others.wait()
         for step in range(1, size):
-            self._source = (rank - step) % size
-            yield self._source, self._all[self._source, 0], self._all[self._source, 1]
+            self._step, source = step, (rank - step) % size
+            yield source, self._all[source, 0], self._all[source, 1]
 
-    def add_gradient(self, dk_GTD: Tensor, dv_GTD: Tensor, keys: slice) -> None:
-        """Add the gradient of the last yielded ones, of the tokens ``keys`` of them."""
-        if self._gradients is None:
-            self._gradients = torch.zeros_like(self._all, dtype=torch.float32)
-        self._gradients[self._source, 0][:, :, keys] += dk_GTD
-        self._gradients[self._source, 1][:, :, keys] += dv_GTD
+    def add_gradient(self, dk_GTD: Tensor, dv_GTD: Tensor) -> None:
+        """Send home the gradient of the last yielded ones, of those tokens of them whose keys are visible."""
+        self._add_arrived()
+        found = torch.stack((dk_GTD, dv_GTD)).float()
+        if self._gradient is None:  # of the own keys, which are all attended
+            self._gradient = found
+            return
+        rank, size = self._group.rank(), self._group.size()
+        seen = visible_keys((rank + self._step) % size, rank, self._gradient.shape[3])  # by the rank that sends
+        arriving = torch.empty_like(self._gradient[:, :, :, seen])
+        self._arriving = _pass_on(found, self._group, arriving, -self._step)
 
     def gradient(self) -> Task[tuple[Tensor, Tensor]]:
         """Return the gradients of the own keys and values, fp32."""
-        assert self._gradients is not None
-        own = torch.empty_like(self._gradients[0])
-        sums = self._gradients.flatten(0, 1)
-        arriving = _Arriving(own, sums, [dist.reduce_scatter_tensor(own, sums, group=self._group, async_op=True)])
+        assert self._gradient is not None
         yield
-        dk_GTD, dv_GTD = arriving.wait()
+        self._add_arrived()
+        dk_GTD, dv_GTD = self._gradient
         return dk_GTD, dv_GTD
+
+    def _add_arrived(self) -> None:
+        if self._arriving is not None:
+            assert self._gradient is not None
+            arrived, self._arriving = self._arriving.wait(), None
+            self._gradient[:, :, :, : arrived.shape[3]] += arrived
 
 
 def tokens_to_heads(x_HTD: Tensor, group: ProcessGroup) -> Task[Tensor]:
@@ -179,10 +197,12 @@ def tokens_to_heads(x_HTD: Tensor, group: ProcessGroup) -> Task[Tensor]:
     """
     size = group.size()
     _, num_heads, length, dim = x_HTD.shape
-    send = x_HTD.reshape(size, num_heads // size, 2, length // 2, dim).contiguous()
-    received = yield from _swap(send, group)  # [rank, H / C, half, T / 2, D]
-    first, second = received[:, :, 0], received.flip(0)[:, :, 1]
-    return torch.cat((first, second)).movedim(0, 1).reshape(1, num_heads // size, size * length, dim)
+    by_rank = (size, num_heads // size, 2, length // 2, dim)  # [rank, H / C, half, T / 2, D]
+    received = yield from _swap(x_HTD.reshape(by_rank).contiguous(), group)
+    whole = received.new_empty((num_heads // size, 2, *by_rank[:1], *by_rank[3:]))
+    whole[:, 0] = received[:, :, 0].movedim(0, 1)
+    whole[:, 1] = received[:, :, 1].flip(0).movedim(0, 1)
+    return whole.reshape(1, num_heads // size, size * length, dim)
 
 
 def heads_to_tokens(x_HTD: Tensor, group: ProcessGroup) -> Task[Tensor]:
@@ -190,8 +210,10 @@ def heads_to_tokens(x_HTD: Tensor, group: ProcessGroup) -> Task[Tensor]:
     size = group.size()
     _, num_heads, length, dim = x_HTD.shape
     first, second = x_HTD.reshape(num_heads, 2, size, length // size // 2, dim).unbind(1)
-    send = torch.stack((first, second.flip(1)), dim=2).movedim(1, 0).contiguous()  # [rank, H / C, half, T / 2, D]
-    received = yield from _swap(send, group)
+    send = torch.stack([x.movedim(1, 0) for x in (first, second.flip(1))], dim=2)  # [rank, H / C, half, T / 2, D]
+    swapping = _swap(send, group)
+    del x_HTD, first, second, send
+    received = yield from swapping
     return received.reshape(1, num_heads * size, length // size, dim)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from megatron_longpo.model.exchange import GatheredKeys, RingKeys, heads_to_tokens, tokens_to_heads
+from megatron_longpo.model.exchange import GatheredKeys, RingKeys, heads_to_tokens, tokens_to_heads, visible_keys
 from megatron_longpo.model.kernels import attend, attend_backward, merge_into
 from megatron_longpo.model.tasks import Task, together
 
@@ -69,7 +69,10 @@ def trunk_backward(
         *(tokens_to_heads(x, group) for x in of_tokens)
     )
     grads = yield from _backward(grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT1.squeeze(-1), exchange, scale)
-    dq_HTD, dk_GTD, dv_GTD = yield from together(*(heads_to_tokens(grad, group) for grad in grads))
+    del grad_out_HTD, q_HTD, k_GTD, v_GTD, out_HTD, lse_HT1  # before as much is needed to send the gradients back
+    sending = [heads_to_tokens(grad, group) for grad in grads]
+    del grads
+    dq_HTD, dk_GTD, dv_GTD = yield from together(*sending)
     return dq_HTD, dk_GTD, dv_GTD
 
 
@@ -87,6 +90,7 @@ def _forward(
             merged = block_out.float(), block_lse
         else:
             merge_into(merged[0][:, :, queries], merged[1][:, :, queries], block_out, block_lse)
+        del their_k, their_v, block_out, block_lse  # before the next block's are made
         yield  # the next keys are on their way
     assert merged is not None
     out_HTD, lse_HT = merged
@@ -121,15 +125,15 @@ def _backward(
             dq_HTD = block_dq.float()
         else:
             dq_HTD[:, :, queries] += block_dq
-        visiting.add_gradient(block_dk, block_dv, keys)
+        visiting.add_gradient(block_dk, block_dv)
+        del their_k, their_v, block_dq, block_dk, block_dv  # before the next block's are made
     assert dq_HTD is not None
     dk_GTD, dv_GTD = yield from visiting.gradient()
+    del visiting
     return dq_HTD.to(q_HTD.dtype), dk_GTD.to(k_GTD.dtype), dv_GTD.to(v_GTD.dtype)
 
 
 def _block(rank: int, source: int, length: int) -> tuple[slice, slice, bool]:
     """Tell what this rank attends to of ``source``'s keys: (queries, keys, causal)."""
-    half = length // 2
-    if source == rank:
-        return WHOLE, WHOLE, True
-    return (WHOLE, slice(half), False) if source < rank else (slice(half, length), WHOLE, False)
+    queries = WHOLE if source <= rank else slice(length // 2, length)
+    return queries, visible_keys(rank, source, length), source == rank
