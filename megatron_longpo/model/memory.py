@@ -1,0 +1,75 @@
+"""How much memory one GPU needs for a training step, by part: plain formulas, with the reason beside each.
+
+benchmarks/memory_at_length.py counts the same, tensor by tensor, while the code runs; a test holds the two within 10%
+of each other. What both leave out: the CUDA context, the buffers of cuBLAS and NCCL, and gaps between tensors.
+"""
+
+from dataclasses import dataclass
+
+from megatron_longpo.model.layer_memory import Parts, attention_backward, head_backward, kept_by_layer, mlp_backward
+from megatron_longpo.model.step_shape import StepShape
+
+PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "layer inputs",
+    "kept attention",
+    "attention",
+    "MLP",
+    "residual stream",
+    "log-prob head",
+    "communication",
+    "kernel workspace",
+    "inputs and targets",
+)
+OPTIMIZER_BYTES = {"adam": 8, "rmsprop": 4}
+"""fp32 state of a parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """What a rank needs."""
+
+    parts: Parts
+    """Bytes by name, those of PARTS, at the worst moment."""
+    moments: dict[str, int]
+    """Bytes in all, at each moment that may be the worst."""
+
+    @property
+    def total(self) -> int:
+        """Bytes at the worst moment."""
+        return sum(self.parts.values())
+
+
+def step_memory(shape: StepShape) -> StepMemory:
+    """Add up the parts, on the context-parallel rank that needs most."""
+    # One forward, one backward: a stage has run as many micro-batches as there are stages from it to the last.
+    in_flight = shape.sizes.pipeline - shape.stage
+    layers = shape.options["num_layers"] // shape.sizes.pipeline * in_flight
+    always = _always(shape, in_flight)
+    always |= {part: always.get(part, 0) + layers * size for part, size in kept_by_layer(shape).items()}
+    moments = {"MLP": mlp_backward(shape), "attention": attention_backward(shape)}
+    if shape.stage == shape.sizes.pipeline - 1:
+        moments["log-prob head"] = head_backward(shape)
+    by_moment = {
+        name: {part: always.get(part, 0) + parts.get(part, 0) for part in PARTS} for name, parts in moments.items()
+    }
+    totals = {name: sum(parts.values()) for name, parts in by_moment.items()}
+    return StepMemory(by_moment[max(totals, key=lambda name: totals[name])], totals)
+
+
+def _always(shape: StepShape, in_flight: int) -> Parts:
+    """What is there whatever the layers do."""
+    parameters = shape.num_parameters
+    main = 4 if shape.element_size < 4 else 0  # fp32 copies of half-precision weights
+    return {
+        "weights": shape.element_size * parameters,
+        "gradients": 4 * parameters,  # fp32, in Megatron's buffers
+        "optimizer": parameters * (main + OPTIMIZER_BYTES[shape.optimizer]) // (shape.data * shape.sizes.context),
+        # int64 ids, positions, rows, labels, rows and labels in their tree, segments; bool; fp32 angles.
+        "inputs and targets": in_flight * shape.layout.length * (7 * 8 + 1 + 4 * shape.head_dim),
+        # Sequence parallelism: one buffer for the gathered inputs of all linear layers (megatron/core/utils.py,
+        # GlobalMemoryBuffer).
+        "communication": shape.tensors.gathered if shape.sizes.tensor > 1 else 0,
+    }
