@@ -15,8 +15,9 @@ from types import FrameType
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from benchmarks.meta_device import Tracker
 
 ROUND_TO = 512
 """Bytes (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
@@ -52,7 +53,7 @@ class Peak:
         return found
 
 
-class MemoryTracker(TorchDispatchMode):
+class MemoryTracker(Tracker):
     """Use as a context, around building the model and around the step."""
 
     def __init__(self, parts: Mapping[str, str], workspace: Callable[[Any, Sequence[Any]], int]) -> None:

@@ -5,7 +5,7 @@ not hold: what Megatron compiles (megatron/core/jit.py), and RMSNorm.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 from unittest import mock
@@ -13,12 +13,22 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.memory_tracker import MemoryTracker
 from megatron_longpo import platform
 
 META = torch.device("meta")
-_counting: list[MemoryTracker] = []
+
+
+class Tracker(TorchDispatchMode):
+    """Counts what is called."""
+
+    def one_kernel(self) -> AbstractContextManager[None]:
+        """What is called inside is a single kernel on a GPU."""
+        raise NotImplementedError
+
+
+_counting: list[Tracker] = []
 
 
 def activate() -> None:
@@ -60,7 +70,7 @@ def _rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float | None) -> Tenso
 
 @contextmanager
 def ranks(
-    tracker: MemoryTracker, kernel: str, *, rank: int, tensor: int = 1, pipeline: int = 1, context: int = 1
+    tracker: Tracker, kernel: str, *, rank: int, tensor: int = 1, pipeline: int = 1, context: int = 1
 ) -> Iterator[None]:
     """Be ``rank`` of so many, with the attention kernel of that name; ``tracker`` counts inside."""
     import torch.distributed._tools.fake_collectives  # of meta tensors

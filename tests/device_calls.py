@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import meta_device
 
@@ -35,7 +34,7 @@ TRUNK, BRANCHES, TURNS = 131072, (2048, 1504), 4
 ALLOCATING = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 
 
-class Calls(TorchDispatchMode):
+class Calls(meta_device.Tracker):
     """Counts kernel launches and copies from the host."""
 
     def __init__(self) -> None:
@@ -108,7 +107,6 @@ def step(num_pairs: int) -> dict[str, int]:
 def _model() -> torch.nn.Module:
     options = megatron_options(MISTRAL | {"num_hidden_layers": 1})
     config = transformer_config(options, tensor=1, pipeline=1, sequence=False, dtype=torch.bfloat16)
-    config.perform_initialization = False
     model = build_model(config, ModelShape.of(options, RopeParameters(rope_theta=1e6), multiple=1))
     return model.to(meta_device.META).bfloat16()
 
