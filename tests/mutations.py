@@ -121,8 +121,8 @@ MUTATIONS = (
     Mutation(
         name="key-gradient-goes-to-the-wrong-rank",
         file="megatron_longpo/model/exchange.py",
-        old="self._gradients[self._source, 0][:, :, keys] += dk",
-        new="self._gradients[self._group.rank(), 0][:, :, keys] += dk",
+        old="_pass_on(found, self._group, arriving, -self._step)",
+        new="_pass_on(found, self._group, arriving, self._step)",
         tests=(ATTENTION,),
     ),
     Mutation(
