@@ -113,12 +113,12 @@ def test_training_fuses_without_apex_under_transformer_engine(
     """With Megatron's own layers the refusal is right. (That it is needed: tests/signatures.)"""
     from megatron_longpo import train
 
-    options = SimpleNamespace(transformer_impl=impl, skip_train=False, async_save=False)
+    options = Mock(transformer_impl=impl)
     hooks = Mock()
     monkeypatch.setattr(train, "megatron_hooks", hooks)
     monkeypatch.setattr(train, "get_args", lambda: options)
     monkeypatch.setattr(train, "_count_real_lengths", lambda _: None)
-    train._install_hooks(SimpleNamespace(reference=None))
+    train._install_hooks(Mock(), Mock())
     assert hooks.skip_warm_up.called and hooks.fuse_without_apex.called == fuses
 
 
