@@ -63,6 +63,7 @@ def pair_trees(sample: Sample, settings: StepSettings, cp_rank: int, cp_size: in
             nll_tokens=settings.nll_tokens if kind.context == settings.objective.nll_context else None,
             cp_rank=cp_rank,
             cp_size=cp_size,
+            trunk_multiple=settings.trunk_multiple,
         )
         for kind in settings.objective.reads
         for conversation in conversations(sample, kind)

@@ -16,6 +16,8 @@ class StepSettings:
     sequence_multiple: int
     """A rank's tokens of a micro-batch are padded to a multiple of this: the tensor-parallel size under sequence
     parallelism, else 1."""
+    trunk_multiple: int = 1
+    """A trunk is padded to a multiple of this."""
     objective: Objective
     coefficients: Coefficients
     keep_attention: bool = False

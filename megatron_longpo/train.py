@@ -38,6 +38,7 @@ from megatron_longpo.arguments.settings import LongPOSettings  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
 from megatron_longpo.console import LOG_FILE, Console, quiet, say  # noqa: E402
 from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
+from megatron_longpo.data.trees import tree_lengths  # noqa: E402
 from megatron_longpo.hf.folder import TRACKER_FILE, step_of  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
 from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
@@ -131,7 +132,7 @@ def _install_hooks(settings: LongPOSettings, losses: StepLosses) -> None:
     if get_args().check_for_nan_in_loss_and_grad:
         megatron_hooks.wrap_schedules(losses.after)
     if isinstance(settings.reference, OnlineSettings):
-        _score_online(settings.reference)
+        _score_online(settings.reference, tree_lengths(settings.reader, settings.reference.reads).longest_trunk)
 
 
 def _hold_breakdowns(reported: dict[str, Any]) -> None:
@@ -159,13 +160,15 @@ def _count_real_lengths(settings: LongPOSettings) -> None:
     megatron_hooks.count_tokens_of_a_step(of_the_last_step)
 
 
-def _score_online(settings: OnlineSettings) -> None:
+def _score_online(settings: OnlineSettings, longest_trunk: int) -> None:
     """Let the schedules that Megatron asks for score their pairs first."""
-    loaded = cache(partial(_online_reference, settings))  # at the first schedule: by then there are process groups
+    loaded = cache(
+        partial(_online_reference, settings, longest_trunk)
+    )  # at the first schedule: by then there are process groups
     megatron_hooks.wrap_schedules(lambda schedule: loaded().before(schedule))
 
 
-def _online_reference(settings: OnlineSettings) -> OnlineReference:
+def _online_reference(settings: OnlineSettings, longest_trunk: int) -> OnlineReference:
     args = get_args()
     model = load_frozen(
         settings.checkpoint,
@@ -173,6 +176,7 @@ def _online_reference(settings: OnlineSettings) -> OnlineReference:
         sequence_parallel=args.sequence_parallel,
         cp_comm_type=args.cp_comm_type,
         transformer_impl=args.transformer_impl,
+        longest_trunk=longest_trunk,
     )
     return OnlineReference(model, settings.reads)
 
@@ -203,10 +207,13 @@ def _choose_kernel() -> None:
     """Say what computes attention, before anything long."""
     args = get_args()
     kernels.use_only(args.longpo_attention_kernel)
-    name = kernels.choose_for(args).name
+    branches, trunk = kernels.choose_for(args, any_length=True).name, "Transformer Engine"
+    if args.transformer_impl == "local":
+        trunk = f"the kernel {kernels.choose_for(args).name}"
     if args.rank == 0:
-        slow = ", which is slow: add --bf16" if name == "plain" and not (args.bf16 or args.fp16) else ""
-        say(f"attention by the kernel {name}{slow}")
+        others = "" if trunk.endswith(f" {branches}") else f", of the branches by {branches}"
+        slow = ", which is slow: add --bf16" if branches == "plain" and not (args.bf16 or args.fp16) else ""
+        say(f"attention by {trunk}{others}{slow}")
 
 
 def _batches(

@@ -47,6 +47,13 @@ def add_longpo_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         help="let pairs share a micro-batch of at most N tokens, over all context-parallel ranks (default: one pair)",
     )
     group.add_argument(
+        "--longpo-trunk-multiple",
+        type=int,
+        metavar="N",
+        help="pad every trunk to a multiple of N tokens (default: 1, or for Transformer Engine and the kernel "
+        "cudnn, which plan for every length, what leaves 128 lengths at most)",
+    )
+    group.add_argument(
         "--longpo-rope-scaling",
         metavar="JSON",
         help="RoPE scaling of the policy, as rope_scaling of a config.json: default, linear, llama3 or yarn (default: "

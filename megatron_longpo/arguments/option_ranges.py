@@ -50,6 +50,7 @@ RANGES: dict[str, Range] = {
             "train_iters",
             "train_samples",
             "longpo_tokens_per_microbatch",
+            "longpo_trunk_multiple",
             "eval_interval",
             "save_interval",
             "save_retain_interval",

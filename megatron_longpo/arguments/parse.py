@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from megatron_longpo import platform
 from megatron_longpo.arguments import options_help
 from megatron_longpo.arguments.defaults import (
     defaults_of,
@@ -41,6 +44,7 @@ from megatron_longpo.data.trees import TreeLengths, tree_lengths
 from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
 from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
 from megatron_longpo.hf.sidecar import check_tokenizer, read_hf_config, read_identity
+from megatron_longpo.model import kernels
 from megatron_longpo.model.build import ModelShape
 from megatron_longpo.model.parallel_sizes import ParallelSizes
 from megatron_longpo.model.rope_parameters import RopeParameters
@@ -85,7 +89,8 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     trees = tree_lengths(reader, objective.reads)
     train, held_out, _ = split_pairs(len(reader), args.split)
     order = PairOrder(train, args.seed)
-    plan, args.micro_batch_size, plan_text = _plan(args, order, trees)
+    args.longpo_trunk_multiple = args.longpo_trunk_multiple or _trunk_multiple(args, trees)
+    plan, args.micro_batch_size, plan_text = _plan(args, order, trees.padded(args.longpo_trunk_multiple))
     validate_args(args)
     check_resumed_optimizer(args)
     set_global_variables(args)
@@ -115,6 +120,15 @@ def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> a
     parser.set_defaults(**defaults_of(known))
     defaults |= {name: parser.get_default(name) for name in vars(known)}
     return parser
+
+
+def _trunk_multiple(args: argparse.Namespace, trees: TreeLengths) -> int:
+    """Choose by what attends trunks here, which so is the first thing that a run does on its device."""
+    args.params_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32  # as Megatron
+    kernels.use_only(args.longpo_attention_kernel)
+    if not platform.is_cpu():
+        torch.cuda.set_device(args.local_rank)
+    return kernels.trunk_multiple(args, trees.longest_trunk)
 
 
 def _plan(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> tuple[BatchPlan, int, str]:
@@ -152,6 +166,7 @@ def _step_settings(
         length_buckets=length_buckets(lengths_C3[is_long_C, 0].tolist()),
         vocab_size=args.vocab_size,
         sequence_multiple=_sequence_multiple(args),
+        trunk_multiple=args.longpo_trunk_multiple,
         keep_attention=args.longpo_recompute == "keep-attention",
         objective=objective,
         coefficients=coefficients,

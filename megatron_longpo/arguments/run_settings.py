@@ -96,6 +96,7 @@ def _batches(args: argparse.Namespace) -> dict[str, Any]:
         "global_batch_size": args.global_batch_size,
         "planned_steps": args.train_iters,
         "tokens_per_microbatch": args.longpo_tokens_per_microbatch,
+        "trunk_multiple": args.longpo_trunk_multiple,
         "seed": args.seed,
     }
 
@@ -120,7 +121,8 @@ def _layout(args: argparse.Namespace) -> dict[str, Any]:
         "distributed_optimizer": args.use_distributed_optimizer,
         "recompute": args.longpo_recompute or args.recompute_granularity,
         "transformer_impl": args.transformer_impl,
-        "attention_kernel": choose_for(args).name,
+        # Transformer Engine's trunk has none of these.
+        "attention_kernel": choose_for(args, any_length=args.transformer_impl == "transformer_engine").name,
     }
 
 

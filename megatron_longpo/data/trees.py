@@ -37,6 +37,16 @@ class TreeLengths(NamedTuple):
         return np.bincount(self.pair_T, weights=values_T, minlength=int(self.pair_T.max()) + 1)
 
     @property
+    def longest_trunk(self) -> int:
+        """In tokens."""
+        return int(self.lengths_T3[:, 0].max())
+
+    def padded(self, trunk_multiple: int) -> "TreeLengths":
+        """With trunks that are padded to a multiple of so many tokens."""
+        padding_T = -self.lengths_T3[:, 0] % trunk_multiple
+        return TreeLengths(self.pair_T, self.lengths_T3 + np.outer(padding_T, [1, 0, 0]))
+
+    @property
     def tokens(self) -> NDArray[np.int64]:
         """Tokens of all trees of each pair: [pairs]."""
         return self.sum_by_pair(self.lengths_T3.sum(1)).astype(np.int64)

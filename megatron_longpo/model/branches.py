@@ -50,9 +50,9 @@ def branches_forward(
     first = cp.rank() * q_HRD.shape[2]
     for own, before in branch_segments(layout, cp.rank()):
         here = slice(own.start - first, own.stop - first)
-        inside = [attend(q_HRD[:, :, here], k_GBD[:, :, own], v_GBD[:, :, own], True, scale)]
+        inside = [attend(q_HRD[:, :, here], k_GBD[:, :, own], v_GBD[:, :, own], True, scale, True)]
         if before.start < before.stop:
-            inside.append(attend(q_HRD[:, :, here], k_GBD[:, :, before], v_GBD[:, :, before], False, scale))
+            inside.append(attend(q_HRD[:, :, here], k_GBD[:, :, before], v_GBD[:, :, before], False, scale, True))
         outside = [(part_HRD[:, :, here], part_HR1[:, :, here, 0]) for part_HRD, part_HR1 in parts]
         out_HRD[:, :, here], lse_HR[:, :, here] = merge(outside + inside)
     return out_HRD, lse_HR
@@ -91,7 +91,7 @@ def branches_backward(
     def of_keys(queries: slice, k_GUD: Tensor, v_GUD: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """Add to dQ; return dK and dV."""
         grad_out, q, out, lse = (x[:, :, queries] for x in (grad_out_HBD, q_HBD, out_HBD, lse_HB1))
-        part_dq, dk_GUD, dv_GUD = attend_backward(grad_out, q, k_GUD, v_GUD, out, lse.squeeze(-1), causal, scale)
+        part_dq, dk_GUD, dv_GUD = attend_backward(grad_out, q, k_GUD, v_GUD, out, lse.squeeze(-1), causal, scale, True)
         dq_HBD[:, :, queries] += part_dq
         return dk_GUD, dv_GUD
 
@@ -123,6 +123,8 @@ def _attend_own_trunk(
     real, num_keys = slice(sum(layout.branches)), num_real_trunk_keys(layout, cp_rank)
     if num_keys:
         keys = slice(num_keys)
-        real_out, real_lse = attend(q_HBD[:, :, real], trunk_k_GTD[:, :, keys], trunk_v_GTD[:, :, keys], False, scale)
+        real_out, real_lse = attend(
+            q_HBD[:, :, real], trunk_k_GTD[:, :, keys], trunk_v_GTD[:, :, keys], False, scale, True
+        )
         out_HBD[:, :, real], lse_HB1[:, :, real, 0] = real_out, real_lse
     return out_HBD, lse_HB1

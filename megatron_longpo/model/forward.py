@@ -78,6 +78,7 @@ def tree_input(
     nll_tokens: NllTokens | None,
     cp_rank: int = 0,
     cp_size: int = 1,
+    trunk_multiple: int = 1,
 ) -> TreeInput:
     """Lay a tree out and take what rank ``cp_rank`` of ``cp_size`` context-parallel ones holds.
 
@@ -85,9 +86,10 @@ def tree_input(
         conversation: data/dataset.py's Conversation, as tensors.
         answers: which of its answers are branches, "chosen", "rejected" or both; the NLL reads the first.
         nll_tokens: see targets.tree_targets.
+        trunk_multiple: see layout.tree_layout.
     """
     trunk_T, branches_T = conversation["trunk"], [conversation[answer] for answer in answers]
-    layout = tree_layout(len(trunk_T), [len(branch_T) for branch_T in branches_T], cp_size)
+    layout = tree_layout(len(trunk_T), [len(branch_T) for branch_T in branches_T], cp_size, trunk_multiple)
     tokens_S = input_tokens(layout, trunk_T, branches_T)
     targets = tree_targets(layout, tokens_S, [conversation[f"{answer}_spans"] for answer in answers], nll_tokens)
     own_L = rank_tokens(layout, cp_rank)

@@ -31,6 +31,8 @@ class Kernel:
     """Called before its first use."""
     stop: Callable[[], None] = lambda: None
     """Called if it cannot be used after all."""
+    plans_per_length: bool = False
+    """It builds a plan for every new number of queries and keys, which takes longer than the attention of most."""
 
 
 def _cpu_forward(q_HTD: Tensor, k_GUD: Tensor, v_GUD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -224,7 +226,7 @@ def _never_lacks(device: torch.device, dtype: torch.dtype, head_size: int) -> st
 KERNELS = (
     Kernel("flash3", _flash_forward, _flash_backward, _package_lacks("FA3", (9,)), _activate("FA3"), _restore),
     Kernel("flash4", _flash_forward, _flash_backward, _package_lacks("FA4", (9, 10)), _activate("FA4"), _restore),
-    Kernel("cudnn", _cudnn_forward, _cudnn_backward, _cudnn_lacks),
+    Kernel("cudnn", _cudnn_forward, _cudnn_backward, _cudnn_lacks, plans_per_length=True),
     Kernel("flash", _flash_forward, _flash_backward, _cuda_lacks),
     Kernel("cpu", _cpu_forward, _cpu_backward, _cpu_lacks),
     Kernel("plain", plain_forward, plain_backward, _never_lacks),

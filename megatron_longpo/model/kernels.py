@@ -10,8 +10,13 @@ returns the part's share of dQ and the full dK, dV of the part's keys (FlashAtte
 
 The choice is made once for a device, a dtype and the shape of a head: the first kernel that can run there and whose
 output and gradients on a small case are those of plain fp32 arithmetic.
+
+Some kernels plan for every new length. They attend trunks, which are padded to few lengths (`trunk_multiple`). Branches
+are as long as they are, and their keys end where the trunk's real ones do: padding could be hidden by a mask only, so
+their calls say ``any_length`` and get the first kernel that does not plan.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -26,6 +31,8 @@ AUTO = "auto"
 NAMES = (AUTO, *(kernel.name for kernel in KERNELS))
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """Of the small case, as part of the largest number; 1e-5 for other dtypes. bf16 rounds at 2^-9."""
+TILE, MOST_LENGTHS = 128, 128
+"""Of `trunk_multiple`: 1,024 tokens for trunks up to 131,072."""
 _only = AUTO
 
 
@@ -36,12 +43,14 @@ def use_only(name: str) -> None:
     choose.cache_clear()
 
 
-def attend(q_HTD: Tensor, k_GUD: Tensor, v_GUD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def attend(
+    q_HTD: Tensor, k_GUD: Tensor, v_GUD: Tensor, causal: bool, scale: float, any_length: bool = False
+) -> tuple[Tensor, Tensor]:
     """Attention of queries to keys: (output [1, H, T, D] in the inputs' dtype, log-sum-exp [1, H, T] fp32, nats).
 
-    With ``causal`` the queries and the keys are the same tokens (T = U).
+    With ``causal`` the queries and the keys are the same tokens (T = U). ``any_length``: T and U are not padded.
     """
-    return _kernel_of(q_HTD, k_GUD).forward(q_HTD, k_GUD, v_GUD, causal, scale)
+    return _kernel_of(q_HTD, k_GUD, any_length).forward(q_HTD, k_GUD, v_GUD, causal, scale)
 
 
 def attend_backward(
@@ -53,9 +62,11 @@ def attend_backward(
     lse_HT: Tensor,
     causal: bool,
     scale: float,
+    any_length: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients (dQ, dK, dV) of one part, given the *merged* output and log-sum-exp of its queries."""
-    return _kernel_of(q_HTD, k_GUD).backward(grad_out_HTD, q_HTD, k_GUD, v_GUD, out_HTD, lse_HT, causal, scale)
+    kernel = _kernel_of(q_HTD, k_GUD, any_length)
+    return kernel.backward(grad_out_HTD, q_HTD, k_GUD, v_GUD, out_HTD, lse_HT, causal, scale)
 
 
 def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -77,28 +88,50 @@ def merge_into(out_HTD: Tensor, lse_HT: Tensor, block_out_HTD: Tensor, block_lse
     lse_HT.copy_(after_HT)
 
 
-def _kernel_of(q_HTD: Tensor, k_GUD: Tensor) -> Kernel:
-    return choose(q_HTD.device, q_HTD.dtype, q_HTD.shape[3], q_HTD.shape[1] // k_GUD.shape[1])
+def _kernel_of(q_HTD: Tensor, k_GUD: Tensor, any_length: bool) -> Kernel:
+    return choose(q_HTD.device, q_HTD.dtype, q_HTD.shape[3], q_HTD.shape[1] // k_GUD.shape[1], any_length)
 
 
-def choose_for(options: Any) -> Kernel:
+def trunk_multiple(options: Any, longest: int) -> int:
+    """Tokens of which every padded trunk is a multiple: 1 where what attends trunks plans for no length.
+
+    Else the trunks of a run have at most MOST_LENGTHS lengths, and no padding is longer than that part of the longest
+    or than a tile of the kernels.
+
+    Args:
+        options: Megatron's, or a model's config.
+        longest: trunk of the run, tokens.
+    """
+    # Transformer Engine takes cuDNN's attention where that is the faster one.
+    if options.transformer_impl != "transformer_engine" and not choose_for(options).plans_per_length:
+        return 1
+    return TILE * math.ceil(longest / (TILE * MOST_LENGTHS))
+
+
+def choose_for(options: Any, any_length: bool = False) -> Kernel:
     """The kernel for a model on this rank's device, by Megatron's options or its config; raises as `choose`."""
     device = torch.device("cpu") if platform.is_cpu() else torch.device("cuda", torch.cuda.current_device())
     queries_per_key = options.num_attention_heads // options.num_query_groups
-    return choose(device, options.params_dtype, options.kv_channels, queries_per_key)
+    return choose(device, options.params_dtype, options.kv_channels, queries_per_key, any_length)
 
 
 @cache
-def choose(device: torch.device, dtype: torch.dtype, head_size: int, queries_per_key: int) -> Kernel:
-    """The kernel for tensors like these.
+def choose(
+    device: torch.device, dtype: torch.dtype, head_size: int, queries_per_key: int, any_length: bool = False
+) -> Kernel:
+    """The kernel for tensors like these; with ``any_length`` another one if that plans for every length.
 
     Raises:
         UserError: the one that was asked for (`use_only`) cannot be used here.
     """
+    kernels = [kernel for kernel in KERNELS if _only in (AUTO, kernel.name)]
+    if any_length:
+        first = choose(device, dtype, head_size, queries_per_key, False)  # the key of the cache
+        if not first.plans_per_length:
+            return first
+        kernels = [kernel for kernel in KERNELS if not kernel.plans_per_length]
     refused: list[str] = []
-    for kernel in KERNELS:
-        if _only not in (AUTO, kernel.name):
-            continue
+    for kernel in kernels:
         fault = kernel.lacks(device, dtype, head_size) or _fault(kernel, device, dtype, head_size, queries_per_key)
         if fault is None:
             return kernel

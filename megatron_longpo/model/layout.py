@@ -21,6 +21,7 @@ Letters in shapes: T = tokens of one part, S = tokens of a tree's whole sequence
 rank holds.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -91,9 +92,12 @@ class TreeLayout:
         return [slice(stop, stop + length) for stop, length in zip(stops, self.branches, strict=False)]
 
 
-def tree_layout(trunk: int, branches: Sequence[int], cp_size: int = 1) -> TreeLayout:
-    """Lay out a tree of these lengths (tokens) for ``cp_size`` context-parallel ranks, with the least padding."""
-    trunk_padding = -trunk % (2 * cp_size) if cp_size > 1 else 0
+def tree_layout(trunk: int, branches: Sequence[int], cp_size: int = 1, trunk_multiple: int = 1) -> TreeLayout:
+    """Lay out a tree of these lengths (tokens) for ``cp_size`` context-parallel ranks, with the least padding.
+
+    The padded trunk is a multiple of ``trunk_multiple`` as well (kernels.py, ``trunk_multiple``).
+    """
+    trunk_padding = -trunk % math.lcm(trunk_multiple, 2 * cp_size if cp_size > 1 else 1)
     return TreeLayout(trunk, tuple(branches), trunk_padding, -sum(branches) % cp_size, cp_size)
 
 

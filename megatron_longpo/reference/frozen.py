@@ -21,6 +21,7 @@ from megatron_longpo.hf.sidecar import read_hf_config, read_identity
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.exchange import check_exchange
 from megatron_longpo.model.forward import forward_pack, pack, tree_input
+from megatron_longpo.model.kernels import trunk_multiple
 from megatron_longpo.model.parallel_sizes import ParallelSizes
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.model.targets import tree_logps
@@ -40,6 +41,8 @@ class FrozenReference:
     """Tokens of the real vocabulary."""
     sequence_multiple: int
     """A rank's tokens of a sequence are padded to a multiple of this."""
+    trunk_multiple: int
+    """A trunk is padded to a multiple of this."""
 
 
 def check_reference_checkpoint(checkpoint: Path, sizes: ParallelSizes, option: str) -> None:
@@ -65,8 +68,13 @@ def load_frozen(
     sequence_parallel: bool,
     cp_comm_type: Sequence[str],
     transformer_impl: str,
+    longest_trunk: int,
 ) -> FrozenReference:
-    """Load the imported weights of ``checkpoint`` on Megatron's current parallel groups, as ``dtype``."""
+    """Load the imported weights of ``checkpoint`` on Megatron's current parallel groups, as ``dtype``.
+
+    Args:
+        longest_trunk: of what it is to score, tokens.
+    """
     model = load_model(
         checkpoint,
         checkpoint / RELEASE,
@@ -78,7 +86,10 @@ def load_frozen(
     )
     options = megatron_options(read_hf_config(checkpoint))
     tensor = parallel_state.get_tensor_model_parallel_world_size()
-    return FrozenReference(model, int(options["vocab_size"]), tensor if sequence_parallel else 1)
+    sequence_multiple = tensor if sequence_parallel else 1
+    return FrozenReference(
+        model, int(options["vocab_size"]), sequence_multiple, trunk_multiple(model.config, longest_trunk)
+    )
 
 
 def load_model(
@@ -153,7 +164,14 @@ def _forward(scored: ScoredTree, model: nn.Module, reference: FrozenReference) -
     """(this stage's output, what the schedule calls with the last stage's)."""
     cp_group = parallel_state.get_context_parallel_group()
     conversation, answers = scored
-    tree = tree_input(conversation, answers, nll_tokens=None, cp_rank=cp_group.rank(), cp_size=cp_group.size())
+    tree = tree_input(
+        conversation,
+        answers,
+        nll_tokens=None,
+        cp_rank=cp_group.rank(),
+        cp_size=cp_group.size(),
+        trunk_multiple=reference.trunk_multiple,
+    )
     batch = pack([tree], reference.sequence_multiple).to(torch.cuda.current_device())
 
     def sums(token_logp_N: Tensor, non_loss_data: bool = True) -> Tensor:

@@ -36,6 +36,7 @@ from tqdm import tqdm  # noqa: E402
 from megatron_longpo.data.dataset import conversation_arrays  # noqa: E402
 from megatron_longpo.data.indexed import PairReader  # noqa: E402
 from megatron_longpo.data.render import Context, TrunkAndBranches  # noqa: E402
+from megatron_longpo.data.trees import TreeKind, tree_lengths  # noqa: E402
 from megatron_longpo.hf.sidecar import check_tokenizer, read_identity  # noqa: E402
 from megatron_longpo.journal import Journal  # noqa: E402
 from megatron_longpo.locks import Lock  # noqa: E402
@@ -146,6 +147,7 @@ def score_dataset(
             sequence_parallel=sequence_parallel,
             cp_comm_type=sizes.cp_comm_type,
             transformer_impl=transformer_impl,
+            longest_trunk=tree_lengths(reader, [TreeKind(context)]).longest_trunk,
         )
         scored = asdict(manifest)
         done = journals.read_pairs(folder, scored)

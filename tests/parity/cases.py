@@ -50,6 +50,8 @@ class Case:
     recompute: str = "none"
     """none, full, selective or keep-attention."""
     pairs_per_microbatch: int = 1
+    trunk_multiple: int = 1
+    """Trunks are padded to a multiple of this."""
     num_turns: int = 1
     nll_over_all: bool = True
     reference: str = "cached"
@@ -82,7 +84,7 @@ class Case:
     def problem(self) -> "Case":
         """The same step on one rank, plainly: what the oracle depends on."""
         one_rank = {"tp": 1, "pp": 1, "cp": 1, "dp": 1, "cp_comm_type": "p2p", "sequence_parallel": False}
-        plainly = {"distributed_optimizer": False, "recompute": "none", "pairs_per_microbatch": 1}
+        plainly = {"distributed_optimizer": False, "recompute": "none", "pairs_per_microbatch": 1, "trunk_multiple": 1}
         return replace(self, **one_rank, **plainly)
 
     @property
@@ -95,6 +97,7 @@ class Case:
             f"{self.num_turns}turns",
             self.recompute,
             f"pack{self.pairs_per_microbatch}" if self.pairs_per_microbatch > 1 else "",
+            f"trunk{self.trunk_multiple}" if self.trunk_multiple > 1 else "",
             "sp" if self.sequence_parallel else "",
             "distopt" if self.distributed_optimizer else "",
             "" if self.nll_over_all else "nll-response",

@@ -99,6 +99,7 @@ def _run_case(case: Case, folder: Path) -> dict[str, float]:
             sequence_parallel=case.sequence_parallel,
             cp_comm_type=[case.cp_comm_type],
             transformer_impl="local",
+            longest_trunk=64,
         )
         schedule = OnlineReference(frozen, OBJECTIVES[case.objective].reference).before(schedule)
     reports = _step(case, config, shape, model, schedule)
@@ -144,6 +145,7 @@ def _step(
     settings = StepSettings(
         vocab_size=shape.vocab_size,
         sequence_multiple=case.tp if case.sequence_parallel else 1,
+        trunk_multiple=case.trunk_multiple,
         objective=OBJECTIVES[case.objective],
         coefficients=OBJECTIVES[case.objective].coefficients(coefficients(case.objective)),
         nll_tokens="all" if case.nll_over_all else "response",

@@ -23,6 +23,9 @@ CASES = {
     "solopo-orpo": Case(architecture="qwen3", tied=False, dp=2, num_turns=2, objective="solopo-orpo", seed=108),
     "sft-constrained": Case(architecture="qwen2", tied=False, num_turns=2, objective="sft-constrained", seed=109),
     "sft-rejected": Case(architecture="mistral", tied=False, cp=2, objective="sft-rejected", seed=110),
+    "padded-trunks": Case(
+        architecture="mistral", tied=False, cp=2, pairs_per_microbatch=2, trunk_multiple=96, seed=111
+    ),
     "packed": Case(architecture="llama", tied=False, cp=2, dp=2, num_turns=2, pairs_per_microbatch=2, seed=105),
 }
 

@@ -28,6 +28,19 @@ def test_all_lengths(reader: PairReader) -> None:
     assert np.flatnonzero(is_long_C).tolist() == [0, 2, 6, 9]
 
 
+def test_padded_trunks(reader: PairReader) -> None:
+    """Only trunks grow; what a pair is dealt out by grows with them."""
+    trees = tree_lengths(reader, [TreeKind("long", ("chosen",)), TreeKind("short")])
+    padded = trees.padded(8)
+    assert padded.lengths_T3[:, 0].tolist() == [-(-trunk // 8) * 8 for trunk in trees.lengths_T3[:, 0].tolist()]
+    assert padded.lengths_T3[:, 1:].tolist() == trees.lengths_T3[:, 1:].tolist()
+    assert (padded.tokens >= trees.tokens).all() and padded.tokens.sum() > trees.tokens.sum()
+    assert trees.padded(1).lengths_T3.tolist() == trees.lengths_T3.tolist()
+    assert (
+        trees.longest_trunk == max(trees.lengths_T3[:, 0].tolist()) and trees.longest_trunk < padded.longest_trunk <= 32
+    )
+
+
 def test_the_trees_of_solopo(reader: PairReader) -> None:
     """A long trunk with the chosen branch, and a short one a turn with both."""
     trees = tree_lengths(reader, [TreeKind("long", ("chosen",)), TreeKind("short")])

@@ -31,6 +31,16 @@ def example(nll_tokens: NllTokens | None) -> tuple[TreeLayout, torch.Tensor, Tar
     return layout, tokens, tree_targets(layout, tokens, spans, nll_tokens)
 
 
+@pytest.mark.parametrize("cp_size, multiple, padded", [(1, 1, 37), (1, 8, 40), (2, 8, 40), (2, 6, 48), (3, 128, 384)])
+def test_a_padded_trunk_is_shared_and_a_multiple(cp_size: int, multiple: int, padded: int) -> None:
+    layout = tree_layout(37, (5, 7), cp_size, multiple)
+    assert (layout.padded_trunk, layout.trunk_padding, layout.padding) == (
+        padded,
+        padded - 37,
+        padded - 37 + -12 % cp_size,
+    )
+
+
 def test_tokens_and_positions() -> None:
     layout, tokens, _ = example("all")
     assert tokens.tolist() == [10, 11, 12, 13, 20, 21, 30, 22, 13, 40, 30, 41, 42]
