@@ -77,7 +77,7 @@ def row(setting: Setting) -> dict[str, Any]:
         "moments": {
             f"{phase}: {part}": {"bytes": peak.total + optimizer, "line": peak.line, "largest": largest(peak.alive)}
             for (phase, part), peak in peaks.items()
-            if part in ("attention", "MLP", "log-prob head")
+            if part in ("attention", "MLP", "log-prob head", "embedding")
         },
         "derived_moments": derived.moments,
     }

@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -134,7 +134,7 @@ class MemoryTracker(Tracker):
         peak = self.peaks.setdefault((self.phase, self._part_at_work(part)), Peak())
         if self.total + workspace > peak.total:
             peak.total, peak.line = self.total + workspace, line
-            peak.alive = [replace(one) for one in self._alive.values()]
+            peak.alive = list(self._alive.values())
             if workspace:
                 peak.alive.append(Alive("kernel workspace", workspace, line=line))
 

@@ -4,6 +4,7 @@ What a GPU computes in one kernel and torch here in several is made one again, s
 not hold: what Megatron compiles (megatron/core/jit.py), and RMSNorm.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
@@ -88,6 +89,8 @@ def ranks(
     parallel_state.initialize_model_parallel(tensor, pipeline, **sizes)
     model_parallel_cuda_manual_seed(0)
     _counting.append(tracker)
+    gc.collect()
+    gc.freeze()  # the tracker collects garbage: let it not search all modules each time
     try:
         with (
             mock.patch.object(torch.nn.functional, "rms_norm", _rms_norm),
@@ -97,5 +100,6 @@ def ranks(
             yield
     finally:
         _counting.pop()
+        gc.unfreeze()
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

@@ -55,6 +55,7 @@ PARTS_BY_MODULE = {
     "mlp": "MLP",
     "pre_mlp_layernorm": "MLP",
     "rotary_pos_emb": "inputs and targets",
+    "embedding": "embedding",
 }
 REST = "residual stream"
 """What the layers make between their attention and their MLP."""

@@ -4,12 +4,14 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_paths import PATHS
 from benchmarks.gpu_results import read_runs
 from benchmarks.gpu_status import page as gpu_status
+from benchmarks.memory_page import memory_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_STATUS = ROOT / "docs" / "gpu-status.md"
@@ -20,15 +22,10 @@ BEGIN, END = "<!-- benchmarks.report: begin -->\n", "<!-- benchmarks.report: end
 def main() -> None:
     """Write the pages; tests/test_repository.py says whether they are up to date."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    for page, names in PAGES.items():
+    for page, shown in PAGES.items():
         path = ROOT / page
-        path.write_text(with_results(path.read_text(encoding="utf-8"), names), encoding="utf-8")
+        path.write_text(between(path.read_text(encoding="utf-8"), BEGIN, END, shown()), encoding="utf-8")
     GPU_STATUS.write_text(gpu_status(PATHS, read_runs()), encoding="utf-8")
-
-
-def with_results(text: str, names: Iterable[str]) -> str:
-    """``text`` with what stands between its marks replaced by the table of these results."""
-    return between(text, BEGIN, END, table(names))
 
 
 def between(text: str, begin: str, end: str, new: str) -> str:
@@ -42,11 +39,19 @@ def table(names: Iterable[str]) -> str:
     """The committed results as Markdown, each beside its command and machine."""
     lines = ["| what | measured | command | machine |", "|---|---|---|---|"]
     for name in names:
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        result = _result(name)
         what, measured = SENTENCES[name](result["measured"])
         where = result["processor"] if result["device"] == "cpu" else result["device"]
         lines.append(f"| {what} | {measured} | `{result['command']}` | {where} |")
     return "\n".join(lines) + "\n"
+
+
+def _result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _memory() -> str:
+    return memory_tables(_result("memory_at_length"), _result("memory_at_length_before"))
 
 
 def _sharing(measured: list[dict[str, Any]]) -> tuple[str, str]:
@@ -90,6 +95,20 @@ def _logprob_memory(measured: dict[str, Any]) -> tuple[str, str]:
     found += f" (log_softmax: {plain['plain'] / 2**20:,.0f} MiB at {plain['tokens']:,})"
     lengths = f"{rows[0]['tokens']:,} to {rows[-1]['tokens']:,} tokens, vocabulary {rows[0]['vocab']:,}"
     return f"peak memory of the log-prob head over its inputs and gradients, {lengths}", found
+
+
+def _memory_at_length(measured: list[dict[str, Any]]) -> tuple[str, str]:
+    rows = [row for row in measured if row["setting"]["recompute"] == "keep-attention" and not row["setting"]["rank"]]
+    found = (
+        f"cp {row['setting']['context']}, tp {row['setting']['tensor']}, {row['setting']['cp_comm_type']}: "
+        + " / ".join(f"{sum(row[way].values()) / 2**30:.1f}" for way in ("counted", "derived"))
+        for row in rows
+    )
+    what = (
+        "memory of a GPU in a step of Mistral-7B, trunk 131,072, branches 2 x 2,048, keep-attention, RMSprop shared by "
+    )
+    what += "8 GPUs: counted on meta tensors / derived, GiB ([by part](memory.md))"
+    return what, "; ".join(found)
 
 
 def _door(measured: dict[str, Any]) -> tuple[str, str]:
@@ -152,6 +171,7 @@ SENTENCES = {
     "sft": _sft,
     "recompute": _recompute,
     "logprob_memory": _logprob_memory,
+    "memory_at_length": _memory_at_length,
     "smollm2": _smollm2,
     "door": _door,
     "large_dataset": _large_dataset,
@@ -159,10 +179,11 @@ SENTENCES = {
 """File in results/ -> (what was measured, the number)."""
 
 PAGES = {
-    "README.md": ("miniature", "sharing", "recompute", "logprob_memory"),
-    "docs/benchmarks.md": tuple(SENTENCES),
+    "README.md": partial(table, ("miniature", "sharing", "recompute", "logprob_memory")),
+    "docs/benchmarks.md": partial(table, tuple(SENTENCES)),
+    "docs/memory.md": _memory,
 }
-"""Page -> the results that it shows."""
+"""Page -> what it shows of the results."""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import yaml
 from benchmarks.gpu_paths import PATHS
 from benchmarks.gpu_results import read_runs
 from benchmarks.gpu_status import page as gpu_status
-from benchmarks.report import GPU_STATUS, PAGES, with_results
+from benchmarks.report import BEGIN, END, GPU_STATUS, PAGES, between
 from megatron_longpo import __version__
 from megatron_longpo.commands.main import VERBS
 
@@ -136,7 +136,7 @@ def test_every_verb_has_a_tool() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_pages_show_the_committed_results(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert with_results(text, PAGES[page]) == text
+    assert between(text, BEGIN, END, PAGES[page]()) == text
 
 
 def test_the_gpu_status_shows_the_committed_results() -> None:

@@ -23,12 +23,19 @@ def head_backward(shape: StepShape) -> Parts:
     """The log-prob head (model/logprob.py), before any layer's backward pass."""
     sizes = shape.tensors
     rows = min(max(1, CHUNK_BYTES // (4 * shape.vocab)), shape.layout.length)
+    chunk = rows * shape.vocab * (4 + shape.element_size)  # logits in fp32, their gradient in the weights' type
     return {
         "residual stream": 2 * sizes.x,  # the last layer's output and its norm
-        # A chunk's logits in fp32 and their gradient in the weights' type; the gradient of the hidden states.
-        "log-prob head": rows * shape.vocab * (4 + shape.element_size) + sizes.gathered,
+        # The gradient of the hidden states; then, when the last chunk has gone, a placeholder of the weight's gradient,
+        # which DDP's hook wants to see.
+        "log-prob head": sizes.gathered + max(chunk, shape.embedding),
         "communication": sizes.gathered if shape.sizes.tensor > 1 else 0,  # the hidden states of all ranks
     }
+
+
+def embedding_backward(shape: StepShape) -> Parts:
+    """The embedding, after all layers: its gradient, to which a tied head's placeholder is added."""
+    return {"embedding": shape.embedding * (2 if shape.is_tied else 1)}
 
 
 def mlp_backward(shape: StepShape) -> Parts:

@@ -6,7 +6,14 @@ of each other. What both leave out: the CUDA context, the buffers of cuBLAS and 
 
 from dataclasses import dataclass
 
-from megatron_longpo.model.layer_memory import Parts, attention_backward, head_backward, kept_by_layer, mlp_backward
+from megatron_longpo.model.layer_memory import (
+    Parts,
+    attention_backward,
+    embedding_backward,
+    head_backward,
+    kept_by_layer,
+    mlp_backward,
+)
 from megatron_longpo.model.step_shape import StepShape
 
 PARTS = (
@@ -19,6 +26,7 @@ PARTS = (
     "MLP",
     "residual stream",
     "log-prob head",
+    "embedding",
     "communication",
     "kernel workspace",
     "inputs and targets",
@@ -46,17 +54,27 @@ def step_memory(shape: StepShape) -> StepMemory:
     """Add up the parts, on the context-parallel rank that needs most."""
     # One forward, one backward: a stage has run as many micro-batches as there are stages from it to the last.
     in_flight = shape.sizes.pipeline - shape.stage
-    layers = shape.options["num_layers"] // shape.sizes.pipeline * in_flight
-    always = _always(shape, in_flight)
-    always |= {part: always.get(part, 0) + layers * size for part, size in kept_by_layer(shape).items()}
-    moments = {"MLP": mlp_backward(shape), "attention": attention_backward(shape)}
-    if shape.stage == shape.sizes.pipeline - 1:
-        moments["log-prob head"] = head_backward(shape)
-    by_moment = {
-        name: {part: always.get(part, 0) + parts.get(part, 0) for part in PARTS} for name, parts in moments.items()
+    layers = shape.options["num_layers"] // shape.sizes.pipeline
+    kept = {part: size * layers * in_flight for part, size in kept_by_layer(shape).items()}
+    # A tied head's placeholder of the weight's gradient waits for the embedding's gradient.
+    waiting = {"log-prob head": shape.embedding if shape.is_tied else 0}
+    moments: dict[str, tuple[Parts, ...]] = {
+        "MLP": (kept, waiting, mlp_backward(shape)),
+        "attention": (kept, waiting, attention_backward(shape)),
     }
+    if shape.stage == 0:  # after the layers, which keep what is of the other micro-batches in flight
+        others = {part: size * layers * (in_flight - 1) for part, size in kept_by_layer(shape).items()}
+        moments["embedding"] = (others, waiting, embedding_backward(shape))
+    if shape.stage == shape.sizes.pipeline - 1:
+        moments["log-prob head"] = (kept, head_backward(shape))
+    always = _always(shape, in_flight)
+    by_moment = {name: {part: _sum(part, always, *some) for part in PARTS} for name, some in moments.items()}
     totals = {name: sum(parts.values()) for name, parts in by_moment.items()}
     return StepMemory(by_moment[max(totals, key=lambda name: totals[name])], totals)
+
+
+def _sum(part: str, *some: Parts) -> int:
+    return sum(parts.get(part, 0) for parts in some)
 
 
 def _always(shape: StepShape, in_flight: int) -> Parts:

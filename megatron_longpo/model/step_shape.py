@@ -86,6 +86,16 @@ class StepShape:
         return -(-self.options["vocab_size"] // multiple) * 128
 
     @property
+    def is_tied(self) -> bool:
+        """The stage's output layer is its embedding."""
+        return self.sizes.pipeline == 1 and not self.options["untie_embeddings_and_output_weights"]
+
+    @property
+    def embedding(self) -> int:
+        """Bytes of the embedding's weight."""
+        return self.vocab * self.options["hidden_size"] * self.element_size
+
+    @property
     def keeps_layers(self) -> bool:
         """Autograd keeps what a layer makes, all of it or nearly; nothing is computed again."""
         return self.recompute in ("none", "selective")
@@ -112,6 +122,5 @@ class StepShape:
         layer += queries + 2 * keys if options["add_qkv_bias"] else 0
         layer += 2 * self.head_dim if options["qk_layernorm"] else 0
         first, last = self.stage == 0, self.stage == self.sizes.pipeline - 1
-        is_second = last and not (first and not options["untie_embeddings_and_output_weights"])  # an output layer too
-        ends = self.vocab * hidden * (first + is_second) + hidden * last
+        ends = self.vocab * hidden * (first + last - self.is_tied) + hidden * last
         return options["num_layers"] // self.sizes.pipeline * layer + ends
