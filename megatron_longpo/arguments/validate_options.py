@@ -49,6 +49,7 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--fp8-format without --transformer-impl transformer_engine": (
             args.fp8 is not None and args.transformer_impl != "transformer_engine"
         ),
+        "--no-fp8-wgrad (Transformer Engine ignores it)": not args.fp8_wgrad,
         "--mtp-num-layers": args.mtp_num_layers is not None,
         "--rotary-interleaved": args.rotary_interleaved,
         "--dataloader-type (external is)": args.dataloader_type != "external",

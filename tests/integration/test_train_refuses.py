@@ -82,6 +82,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--no-yarn-correction-range-round-to-int"], "--yarn-correction-range-round-to-int is not read"),
     (["--rotary-seq-len-interpolation-factor", "2"], "--rotary-seq-len-interpolation-factor is not read"),
     (["--tp-comm-overlap"], "--tp-comm-overlap is not supported"),
+    (["--no-fp8-wgrad"], "--no-fp8-wgrad (Transformer Engine ignores it)"),
     (["--cuda-graph-impl", "local"], "--cuda-graph-impl (the layout of a pair changes"),
     (["--no-rope-freq", "4"], "--no-rope-freq is not supported"),
     (["--rotary-percent", "0.5"], "--rotary-percent is 0.5 but the checkpoint"),

@@ -50,11 +50,11 @@ def write_report(output: Path, models: Sequence[str] | None = None, published: S
         "report.md": render(
             "megatron_longpo.evaluate.report",
             "report.md.jinja",
-            {"version": __version__, "suites": shown, "published_source": SOURCE, "escape": escape_markdown},
+            {"version": __version__, "suites": shown, "escape": escape_markdown},
         )
         + "\n",
         REPORT: json.dumps(as_json(rows, summaries), indent=1, ensure_ascii=False) + "\n",
-        "report.html": _page(rows, summaries, shown),
+        "report.html": _page(rows, summaries, shown, SOURCE if names else None),
     }
     for name, text in texts.items():
         with atomic_file(output / name) as unfinished:
@@ -82,7 +82,9 @@ def _shown(one: SuiteSummary) -> dict[str, Any]:
     }
 
 
-def _page(rows: Sequence[Row], summaries: Sequence[SuiteSummary], shown: Sequence[dict[str, Any]]) -> str:
+def _page(
+    rows: Sequence[Row], summaries: Sequence[SuiteSummary], shown: Sequence[dict[str, Any]], source: str | None
+) -> str:
     colours = {row.label: colour(index) for index, row in enumerate(rows)}
     suites = [
         {**values, "plots": _plots(one, list(colours)), "questions": shown_questions(one.rows, one.suite)}
@@ -95,7 +97,7 @@ def _page(rows: Sequence[Row], summaries: Sequence[SuiteSummary], shown: Sequenc
             "version": __version__,
             "rows": [_row_facts(row, colours[row.label]) for row in rows],
             "suites": suites,
-            "published_source": SOURCE,
+            "published_source": source,
         },
     ).translate(_CONTROLS)
 

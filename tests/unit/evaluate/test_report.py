@@ -156,6 +156,9 @@ def test_the_command_prints_the_tables_and_takes_names(output: Path, capsys: pyt
     assert [line[0] for line in ruler[2:]] == ["longpo", "base"]
     assert [line[0] for line in difference[2:]] == ["base \u2212 longpo"]
     assert re.findall(r"\| (.*) \(published\)", printed) == ["GPT-4-128K"]
+    assert "Rows marked as published are from" in read(folder, "report.html")
+    write_report(folder, published=["none"])
+    assert "Rows marked as published" not in read(folder, "report.html")
     with pytest.raises(UserError, match="no cells of 'dpo'"):
         write_report(folder, ["dpo"])
 
