@@ -22,7 +22,7 @@ meta_device.activate()
 from benchmarks.common import write_result  # noqa: E402
 from benchmarks.memory_tracker import Alive  # noqa: E402
 from benchmarks.meta_step import Setting, count  # noqa: E402
-from megatron_longpo.model.memory import step_memory  # noqa: E402
+from megatron_longpo.plan.memory import step_memory  # noqa: E402
 
 TABLE = (
     *(Setting(context=1, data=8, recompute=mode) for mode in ("keep-attention", "full", "selective", "none")),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from megatron_longpo.model.memory import PARTS
+from megatron_longpo.plan.memory import PARTS
 
 GIB = 2**30
 ROOM = 80e9

@@ -21,11 +21,11 @@ from benchmarks.small_mistral import loss_of  # noqa: E402
 from megatron_longpo.hf.config import megatron_options  # noqa: E402
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config  # noqa: E402
 from megatron_longpo.model.forward import PackInput, forward_pack, pack, tree_input  # noqa: E402
-from megatron_longpo.model.layer_memory import attention_workspace  # noqa: E402
 from megatron_longpo.model.parallel_sizes import ParallelSizes  # noqa: E402
 from megatron_longpo.model.rope_parameters import RopeParameters  # noqa: E402
-from megatron_longpo.model.step_shape import Recompute, StepShape  # noqa: E402
 from megatron_longpo.model.targets import tree_logps  # noqa: E402
+from megatron_longpo.plan.layer_memory import attention_workspace  # noqa: E402
+from megatron_longpo.plan.step_shape import Recompute, StepShape  # noqa: E402
 
 MISTRAL = {
     "model_type": "mistral",
@@ -84,8 +84,7 @@ class Setting:
         """The same step for the derivation."""
         return StepShape(
             options=megatron_options(self.config),
-            trunk=self.trunk,
-            branches=self.branches,
+            trees=((self.trunk, self.branches),),
             sizes=ParallelSizes(self.tensor, self.pipeline, self.context, [self.cp_comm_type], None),
             data=self.data,
             recompute=self.recompute,

@@ -22,6 +22,7 @@ if not _VERBOSE:
 
 platform.activate()  # before Megatron is imported, which looks for CUDA as it loads
 
+import torch  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
 from megatron.core.num_microbatches_calculator import get_num_microbatches  # noqa: E402
@@ -31,8 +32,9 @@ from megatron.training.arguments import core_transformer_config_from_args  # noq
 from torch import nn  # noqa: E402
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
-from megatron_longpo.arguments.first_screen import first_screen, write_arguments  # noqa: E402
+from megatron_longpo.arguments.first_screen import GIB, first_screen, write_arguments  # noqa: E402
 from megatron_longpo.arguments.parse import parse  # noqa: E402
+from megatron_longpo.arguments.planned_memory import planned_memory  # noqa: E402
 from megatron_longpo.arguments.run_settings import recipe_settings  # noqa: E402
 from megatron_longpo.arguments.settings import LongPOSettings  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
@@ -50,6 +52,7 @@ from megatron_longpo.model.build import build_model  # noqa: E402
 from megatron_longpo.model.flops import squared_lengths  # noqa: E402
 from megatron_longpo.non_finite import StepLosses, check_step, check_weights  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
+from megatron_longpo.peak_memory import PeakMemory  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
 from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
@@ -100,6 +103,16 @@ def _train(console: Console | None) -> None:
         partial(forward_step, settings=settings.step, losses=losses),
         model_provider=partial(_model, settings=settings),
     )
+    _say_memory(settings)
+
+
+def _say_memory(settings: LongPOSettings) -> None:
+    """The most that a rank held, beside what was planned."""
+    held = torch.tensor(float(_memory_since_here().bytes()), device=torch.cuda.current_device())
+    torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX)
+    if get_args().rank == 0:
+        planned = planned_memory(get_args(), settings).total
+        say(f"memory of a rank: {held.item() / GIB:.3f} GiB at most, {planned / GIB:.3f} GiB planned")
 
 
 def _is_finished(loaded: Path, ckpt_step: int | None, train_iters: int) -> bool:
@@ -192,6 +205,7 @@ def _model(
 ) -> nn.Module:
     """Megatron's model provider."""
     _choose_kernel()
+    _memory_since_here()
     return build_model(
         config or core_transformer_config_from_args(get_args()),
         settings.shape,
@@ -200,6 +214,12 @@ def _model(
         vp_stage=vp_stage,
         pg_collection=pg_collection,
     )
+
+
+@cache
+def _memory_since_here() -> PeakMemory:
+    """Of this rank, from the making of the model on."""
+    return PeakMemory()
 
 
 @cache  # Megatron asks for a model once for every virtual pipeline stage

@@ -155,14 +155,14 @@ MUTATIONS = (
     ),
     Mutation(
         name="branch-positions-shifted",
-        file="megatron_longpo/model/layout.py",
+        file="megatron_longpo/model/tree_tokens.py",
         old="[(layout.trunk, length) for length in layout.branches]",
         new="[(layout.trunk + 1, length) for length in layout.branches]",
         tests=(STEP + "[one-rank]",),
     ),
     Mutation(
         name="rejected-positions-follow-chosen",
-        file="megatron_longpo/model/layout.py",
+        file="megatron_longpo/model/tree_tokens.py",
         old="[(layout.trunk, length) for length in layout.branches]",
         new="[(layout.trunk + i * layout.branches[0], n) for i, n in enumerate(layout.branches)]",
         tests=(LAYOUT,),

@@ -29,6 +29,7 @@ TRAINING = {
     "non_finite",
 }  # one layer
 LAYERS = {"data", "model", "objective", "step_settings", "micro_batch", "reference", "hf", "platform", "megatron_hooks"}
+LAYERS |= {"plan"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
@@ -47,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step_settings": {"data", "model", "objective"},
     "micro_batch": {"data", "model", "step_settings"},
     "hf": {"data", "model", "platform"},
+    "plan": {"data", "model", "objective", "hf"},
     "reference": {"data", "model", "objective", "micro_batch", "hf", "platform"},
     **dict.fromkeys(TRAINING, LAYERS | TRAINING),
     "evaluate": {"data", "generate"},

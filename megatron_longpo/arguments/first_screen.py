@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from megatron_longpo import __version__, platform
+from megatron_longpo.arguments.planned_memory import planned_memory
 from megatron_longpo.arguments.settings import LongPOSettings
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.sidecar import read_identity
@@ -66,15 +67,17 @@ def _model(args: argparse.Namespace, settings: LongPOSettings) -> str:
 
 
 def _memory(args: argparse.Namespace, settings: LongPOSettings) -> str:
-    """Weights, gradients and optimizer state of a rank; activations are not estimated."""
-    parameters = read_identity(settings.source).num_parameters
-    own = parameters / (args.tensor_model_parallel_size * args.pipeline_model_parallel_size)
-    half = args.bf16 or args.fp16
-    states = 1 if args.longpo_optimizer == "rmsprop" else 2
-    main = own / (args.data_parallel_size if args.use_distributed_optimizer else 1)
-    stored = own * (2 if half else 4) + own * 4 + main * 4 * (states + (1 if half else 0))
-    size = f"{stored / GIB:.1f} GiB" if stored >= GIB else f"{stored / MIB:.1f} MiB"
-    return f"about {size} a rank for weights, gradients and optimizer; activations come on top"
+    """What the planner derives."""
+    memory = planned_memory(args, settings)
+    parts = {part: memory.parts[part] for part in ("weights", "gradients", "optimizer")}
+    parts["activations"] = memory.total - sum(parts.values())
+    each = ", ".join(f"{part} {gibibytes(size)}" for part, size in parts.items() if size)
+    return f"{gibibytes(memory.total)} a rank planned: {each}"
+
+
+def gibibytes(size: float) -> str:
+    """A size in bytes for people."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
 def _layout(args: argparse.Namespace) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from numpy.typing import NDArray
 
-from megatron_longpo.data.dataset_files import SUFFIXES, check_files, dataset_file, refuse_existing
+from megatron_longpo.data.dataset_files import SUFFIXES, check_files, dataset_file, read_index, refuse_existing
 from megatron_longpo.data.manifest import FORMAT_VERSION, InputFile, Manifest, count_tokens, read_manifest
 from megatron_longpo.data.render import Branch, Lengths, Overlong, RenderedPair, TrunkAndBranches
 from megatron_longpo.data.tokenise import IntArray
@@ -231,14 +231,8 @@ class PairReader:
         return int(np.diff(self._documents).max()) // 3 - 1
 
     def all_lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Tokens of (trunk, chosen, rejected) of all conversations [C, 3], their pairs [C], which are long [C] (bool).
-
-        Reads the index only. A pair has a long conversation, then the short one of each turn.
-        """
-        first_P = np.asarray(self._documents, np.int64) // 3
-        pair_C = np.repeat(np.arange(len(self)), np.diff(first_P))
-        is_long_C = np.isin(np.arange(len(pair_C)), first_P)
-        return np.asarray(self._sequences.sequence_lengths, np.int64).reshape(-1, 3), pair_C, is_long_C
+        """See Index.all_lengths; reads the index only."""
+        return read_index(self.prefix).all_lengths()
 
     def record(self, index: int) -> PairRecord:
         """The id, source, number of removed tokens and meta of a pair."""

@@ -132,6 +132,19 @@ class BatchPlan:
             mean += work_P.sum() / self.num_ranks
         return most / mean
 
+    def largest_microbatch(self, num_microbatches: int, num_steps: int) -> list[int]:
+        """The pairs of the micro-batch with the most tokens of all that the steps have."""
+        if self.max_tokens is None:  # a pair each
+            return [int(np.argmax(self.tokens))]
+        largest: list[int] = []
+        for first in range(0, num_steps * self.global_batch_size, self.global_batch_size):
+            pairs = self._pairs(first)
+            for rank in self._groups(first, num_microbatches) or []:
+                for places in rank:
+                    group = [pairs[place] for place in places]
+                    largest = max(largest, group, key=lambda some: self.tokens[some].sum() if some else 0)
+        return largest
+
     def _groups(self, first_sample: int, num_microbatches: int) -> Groups | None:
         pairs = self._pairs(first_sample)
         return group_pairs(self.tokens[pairs], self.work[pairs], self.num_ranks, num_microbatches, self.max_tokens)

@@ -5,12 +5,11 @@ has one a turn.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.render import Context
 
 Answer = Literal["chosen", "rejected"]
@@ -22,6 +21,12 @@ class TreeKind(NamedTuple):
     context: Context
     answers: tuple[Answer, ...] = ("chosen", "rejected")
     """The branches, in order."""
+
+
+class HasLengths(Protocol):
+    """A dataset's reader, or its index alone."""
+
+    def all_lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]: ...
 
 
 class TreeLengths(NamedTuple):
@@ -52,9 +57,9 @@ class TreeLengths(NamedTuple):
         return self.sum_by_pair(self.lengths_T3.sum(1)).astype(np.int64)
 
 
-def tree_lengths(reader: PairReader, kinds: Sequence[TreeKind]) -> TreeLengths:
+def tree_lengths(dataset: HasLengths, kinds: Sequence[TreeKind]) -> TreeLengths:
     """Find the trees of these kinds of every pair; reads the dataset's index only."""
-    lengths_C3, pair_C, is_long_C = reader.all_lengths()
+    lengths_C3, pair_C, is_long_C = dataset.all_lengths()
     pairs: list[NDArray[np.int64]] = []
     lengths: list[NDArray[np.int64]] = []
     for kind in kinds:

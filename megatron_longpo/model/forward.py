@@ -9,17 +9,10 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from megatron_longpo.model.attention import tree_params
-from megatron_longpo.model.layout import (
-    PackLayout,
-    TreeLayout,
-    input_tokens,
-    pack_layout,
-    positions,
-    rank_tokens,
-    tree_layout,
-)
+from megatron_longpo.model.layout import PackLayout, TreeLayout, pack_layout, tree_layout
 from megatron_longpo.model.logprob import token_logprobs
 from megatron_longpo.model.targets import NllTokens, Targets, tree_targets
+from megatron_longpo.model.tree_tokens import input_tokens, positions, rank_tokens
 from megatron_longpo.platform import pinned
 
 

@@ -1,4 +1,4 @@
-"""Where the tokens of trees stand in the sequence that the model sees, and who holds them: index arithmetic.
+"""Where the tokens of trees stand in the sequence that the model sees, and who holds them: arithmetic, without torch.
 
 A tree is a *trunk*, the prefix that several conversations share, and its *branches*, the different ways in which they
 go on. It runs as ``[trunk | padding | branch | ... | branch | padding]``; the long tree of a LongPO pair is
@@ -25,9 +25,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,33 +124,6 @@ def pack_layout(trees: Sequence[TreeLayout], multiple: int = 1) -> PackLayout:
     Sequence parallelism cuts a rank's tokens further, into one part a tensor-parallel rank.
     """
     return PackLayout(tuple(trees), -sum(tree.rank_length for tree in trees) % multiple)
-
-
-def input_tokens(layout: TreeLayout, trunk_T: Tensor, branches_T: Sequence[Tensor]) -> Tensor:
-    """The token ids of the sequence, int64 [S]; padding is token 0, which no loss reads."""
-    after_trunk, after_branches = (trunk_T.new_zeros(n) for n in (layout.trunk_padding, layout.branch_padding))
-    return torch.cat((trunk_T, after_trunk, *branches_T, after_branches))
-
-
-def positions(layout: TreeLayout) -> Tensor:
-    """The position of every token in its own conversation, int64 [S]: all branches continue from the trunk."""
-    parts = [(0, layout.trunk), (0, layout.trunk_padding)]
-    parts += [(layout.trunk, length) for length in layout.branches]
-    parts.append((0, layout.branch_padding))
-    return torch.cat([torch.arange(start, start + length) for start, length in parts])
-
-
-def rank_tokens(layout: TreeLayout, cp_rank: int) -> Tensor:
-    """Where each token that a context-parallel rank holds stands in the whole sequence, int64 [L]."""
-    branches = layout.padded_trunk + cp_rank * layout.rank_branches
-    pieces = [(branches, branches + layout.rank_branches)]
-    if layout.cp_size == 1:
-        pieces.insert(0, (0, layout.padded_trunk))
-    else:
-        half = layout.rank_trunk // 2
-        mirror = 2 * layout.cp_size - 1 - cp_rank
-        pieces = [(cp_rank * half, (cp_rank + 1) * half), (mirror * half, (mirror + 1) * half), *pieces]
-    return torch.cat([torch.arange(start, stop) for start, stop in pieces])
 
 
 def num_real_trunk_keys(layout: TreeLayout, cp_rank: int) -> int:

@@ -18,10 +18,8 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from megatron_longpo.model.chunk_size import CHUNK_BYTES
 from megatron_longpo.model.kernel_calls import HALF
-
-CHUNK_BYTES = 128 * 2**20
-"""Size of one chunk's fp32 logits. A few arrays of this size are alive at the worst moment: well below 1 GB."""
 
 
 def token_logprobs(

@@ -1,9 +1,10 @@
 """The rotary settings of a model in Hugging Face's own terms, and what transformers computes from them."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ class RopeParameters:
         rest = (f"{name} {value}" for name, value in self.as_dict().items() if name != "rope_type")
         return ", ".join((self.rope_type, *rest))
 
-    def frequencies(self, head_dim: int, max_position_embeddings: int) -> tuple[Tensor, float]:
+    def frequencies(self, head_dim: int, max_position_embeddings: int) -> "tuple[Tensor, float]":
         """Inverse frequencies (fp32 [head_dim / 2], radians a token) and the factor of cos and sin.
 
         Computed by transformers itself, in one class for all types (models/llama/modeling_llama.py, transformers 5);

@@ -45,7 +45,7 @@ class Targets:
         return Targets(rows_N, labels_N, segment_N, in_nll_N, num_tokens_BK, self.num_in_nll)
 
     def on_rank(self, tokens_L: Tensor, length: int) -> "Targets":
-        """Select what a rank predicts that holds the tokens ``tokens_L`` (layout.rank_tokens) of ``length`` in all."""
+        """Select what a rank predicts that holds ``tokens_L`` (tree_tokens.rank_tokens) of a sequence of ``length``."""
         place_S = torch.full((length,), -1).index_put((tokens_L,), torch.arange(len(tokens_L)))
         rows_N = place_S[self.rows_N]
         own_N = rows_N >= 0

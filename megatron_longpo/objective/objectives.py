@@ -26,6 +26,7 @@ from megatron_longpo.objective.preferences import (
     one_sigmoid,
     sigmoid_per_turn,
 )
+from megatron_longpo.objective.reads import READS
 from megatron_longpo.objective.terms import Terms, TermsOf
 
 
@@ -62,8 +63,6 @@ OPTIONS = {
 }
 """The fields of Coefficients."""
 
-LONG, SHORT, LONG_CHOSEN = TreeKind("long"), TreeKind("short"), TreeKind("long", ("chosen",))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
@@ -71,10 +70,6 @@ class Objective:
 
     name: str
     """The value of --longpo-objective."""
-    reads: tuple[TreeKind, ...]
-    """What is read of the policy. The first is the long tree."""
-    reference: tuple[TreeKind, ...] = ()
-    """What is read of the reference; empty without one."""
     terms: TermsOf
     nll_context: Context = "long"
     """The context on which the NLL is taken, of the first branch."""
@@ -84,6 +79,16 @@ class Objective:
     """What the training was, for a model card."""
     tags: tuple[str, ...] = field(default=())
     """Tags of a model card, besides ``long-context``."""
+
+    @property
+    def reads(self) -> tuple[TreeKind, ...]:
+        """What is read of the policy. The first is the long tree."""
+        return READS[self.name].policy
+
+    @property
+    def reference(self) -> tuple[TreeKind, ...]:
+        """What is read of the reference; empty without one."""
+        return READS[self.name].reference
 
     def coefficients(self, given: Mapping[str, float | None]) -> Coefficients:
         """Join the user's coefficients (None: not given) with the defaults.
@@ -156,8 +161,6 @@ OBJECTIVES = {
     for one in (
         Objective(
             name="longpo",
-            reads=(LONG,),
-            reference=(SHORT,),
             terms=terms.against_reference("long", "short", one_sigmoid),
             defaults=_SMOOTHED,
             description=_LONGPO,
@@ -165,8 +168,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="longpo-per-turn",
-            reads=(LONG,),
-            reference=(SHORT,),
             terms=terms.against_reference("long", "short", sigmoid_per_turn),
             defaults=_SMOOTHED,
             description=f"{_LONGPO}, with one sigmoid per turn",
@@ -174,8 +175,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="hinge",
-            reads=(LONG,),
-            reference=(SHORT,),
             terms=terms.against_reference("long", "short", hinge),
             defaults=_RELEASED,
             description=f"{_LONGPO}, with the hinge loss (arXiv 2305.10425)",
@@ -183,8 +182,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="ipo",
-            reads=(LONG,),
-            reference=(SHORT,),
             terms=terms.against_reference("long", "short", ipo),
             defaults=_RELEASED,
             description=f"{_LONGPO}, with the IPO loss (arXiv 2310.12036)",
@@ -192,8 +189,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="dpo",
-            reads=(LONG,),
-            reference=(LONG,),
             terms=terms.against_reference("long", "long", one_sigmoid),
             defaults=_SMOOTHED,
             description="DPO (arXiv 2305.18290) on short-to-long pairs, with a reference that reads the long context",
@@ -201,7 +196,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="simpo",
-            reads=(LONG,),
             terms=terms.simpo("long"),
             defaults=_SIMPO,
             description="SimPO (arXiv 2405.14734) on short-to-long pairs",
@@ -209,7 +203,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="orpo",
-            reads=(LONG,),
             terms=terms.orpo("long"),
             defaults=_ORPO,
             description="ORPO (arXiv 2403.07691) on short-to-long pairs",
@@ -217,8 +210,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="solopo-dpo",
-            reads=(LONG_CHOSEN, SHORT),
-            reference=(LONG_CHOSEN, SHORT),
             terms=terms.solopo(_SHORT_DPO, terms.dpo_reward("long")),
             nll_context="short",
             defaults=_SOLOPO_DPO,
@@ -227,8 +218,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="solopo-dpo-short-reference",
-            reads=(LONG_CHOSEN, SHORT),
-            reference=(SHORT,),
             terms=terms.solopo(_SHORT_DPO, terms.dpo_reward("short")),
             nll_context="short",
             defaults=_SOLOPO_DPO,
@@ -237,7 +226,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="solopo-simpo",
-            reads=(LONG_CHOSEN, SHORT),
             terms=terms.solopo(terms.simpo("short"), terms.simpo_reward),
             nll_context="short",
             defaults=_SIMPO | {"alpha": 1.0},
@@ -246,7 +234,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="solopo-orpo",
-            reads=(LONG_CHOSEN, SHORT),
             terms=terms.solopo(terms.orpo("short"), terms.orpo_reward),
             nll_context="short",
             defaults=_ORPO | {"alpha": 1.0},
@@ -255,7 +242,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="sft",
-            reads=(LONG_CHOSEN,),
             terms=terms.nothing,
             defaults={"nll_coef": 1.0},
             description="supervised fine-tuning on the chosen answers of short-to-long pairs",
@@ -263,7 +249,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="sft-rejected",
-            reads=(TreeKind("long", ("rejected",)),),
             terms=terms.nothing,
             defaults={"nll_coef": 1.0},
             description="supervised fine-tuning on the rejected answers of short-to-long pairs, a baseline",
@@ -271,8 +256,6 @@ OBJECTIVES = {
         ),
         Objective(
             name="sft-constrained",
-            reads=(LONG_CHOSEN,),
-            reference=(TreeKind("short", ("chosen",)),),
             terms=terms.short_to_long_constraint,
             defaults={"nll_coef": 1.0, "alpha": 0.01},
             description="supervised fine-tuning on the chosen answers of short-to-long pairs with LongPO's "

@@ -41,7 +41,14 @@ def ray_cluster(**head: Any) -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="ray-")  # tmp_path is too long for the sockets in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
-        cluster = Cluster(head_node_args={"temp_dir": folder, "include_dashboard": False, **head}, initialize_head=True)
+        cluster = Cluster()
+        for attempt in range(3):
+            try:
+                cluster.add_node(temp_dir=folder, include_dashboard=False, **head)
+                break
+            except Exception:  # Ray's own: it gives a node 30 s to start, which a busy machine may need
+                if attempt == 2:
+                    raise
     try:
         yield cluster
     finally:

@@ -12,7 +12,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_longpo.model.attention import TreeAttention, _TreeAttention, tree_attention, tree_params, trunk_exchange
-from megatron_longpo.model.layout import PackLayout, TreeLayout, pack_layout, rank_tokens, tree_layout
+from megatron_longpo.model.layout import PackLayout, TreeLayout, pack_layout, tree_layout
+from megatron_longpo.model.tree_tokens import rank_tokens
 from tests.ranks import run_ranks
 
 DIM = 16

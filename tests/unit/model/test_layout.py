@@ -10,14 +10,12 @@ from hypothesis import strategies as st
 from megatron_longpo.model.layout import (
     TreeLayout,
     branch_segments,
-    input_tokens,
     num_real_trunk_keys,
     pack_layout,
-    positions,
-    rank_tokens,
     tree_layout,
 )
 from megatron_longpo.model.targets import NllTokens, Targets, tree_logps, tree_targets
+from megatron_longpo.model.tree_tokens import input_tokens, positions, rank_tokens
 
 # Both branches open with 13. Chosen answers 20 21, is instructed 30, answers 22; rejected answers 40, then 41 42.
 TRUNK, CHOSEN, REJECTED = [10, 11, 12], [13, 20, 21, 30, 22], [13, 40, 30, 41, 42]

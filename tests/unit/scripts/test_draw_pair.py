@@ -2,7 +2,8 @@
 
 from xml.etree import ElementTree
 
-from megatron_longpo.model.layout import rank_tokens, tree_layout
+from megatron_longpo.model.layout import tree_layout
+from megatron_longpo.model.tree_tokens import rank_tokens
 from scripts.draw_pair import NUM_RANKS, PICTURE, picture
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from megatron_longpo.hf.config import megatron_options
-from megatron_longpo.model.memory import PARTS, step_memory
 from megatron_longpo.model.parallel_sizes import ParallelSizes
-from megatron_longpo.model.step_shape import StepShape
+from megatron_longpo.plan.memory import PARTS, step_memory
+from megatron_longpo.plan.step_shape import StepShape
 
+pytestmark = pytest.mark.ranks
 ROOT = Path(__file__).parents[3]
 MISTRAL = {
     "model_type": "mistral",
@@ -121,8 +122,7 @@ def test_memory_follows_the_layout() -> None:
 def _shape(*, context: int = 1, pipeline: int = 1, stage: int = 0) -> StepShape:
     return StepShape(
         options=megatron_options(MISTRAL),
-        trunk=131072,
-        branches=(2048, 2048),
+        trees=((131072, (2048, 2048)),),
         sizes=ParallelSizes(1, pipeline, context, ["p2p"], None),
         stage=stage,
         recompute="keep-attention",

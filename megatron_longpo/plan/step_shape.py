@@ -1,4 +1,4 @@
-"""A training step, as far as its memory depends on it, and the sizes of its tensors on one rank.
+"""A training step, as far as its memory and its time depend on it, and the sizes of its tensors on one rank.
 
 Letters: L = tokens that the rank holds, E = hidden size, F = rows of gate_proj, H = query heads, G = key-value heads,
 D = size of a head (F, H and G of this tensor-parallel rank).
@@ -13,6 +13,8 @@ from megatron_longpo.model.parallel_sizes import ParallelSizes
 
 Recompute = Literal["none", "selective", "full", "keep-attention"]
 """``selective`` is Megatron's default of that name, core attention alone."""
+Tree = tuple[int, Sequence[int]]
+"""Tokens of the trunk, and of each branch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +43,46 @@ class StepShape:
 
     options: Mapping[str, Any]
     """The model: hf.config.megatron_options."""
-    trunk: int
-    branches: Sequence[int]
-    """Tokens of the one tree of a micro-batch."""
+    trees: Sequence[Tree]
+    """Of the largest micro-batch."""
     sizes: ParallelSizes
-    """Tensor parallelism is taken to come with ``--sequence-parallel``."""
+    sequence_parallel: bool = True
+    """Where there is tensor parallelism."""
     data: int = 1
-    """Data-parallel ranks, which share the optimizer with the context-parallel ones (--use-distributed-optimizer)."""
+    """Data-parallel ranks."""
     stage: int = 0
     """Of the pipeline; the first holds the most micro-batches."""
+    num_microbatches: int = 8
+    """A step's, on a data-parallel rank."""
     recompute: Recompute
     optimizer: Literal["adam", "rmsprop"]
+    shares_optimizer: bool = True
+    """--use-distributed-optimizer: data- and context-parallel ranks share the optimizer's state."""
+    offloads_optimizer: bool = False
+    """--optimizer-cpu-offload: the state and the fp32 weights are in the host's memory."""
+    half_gradients: bool = False
+    """--grad-reduce-in-bf16."""
+    online_reference: bool = False
+    """--longpo-online-reference: a second, frozen set of weights."""
     element_size: int = 2
     """Bytes of a weight and of an activation."""
+    is_fused: bool = True
+    """RMSNorm, SwiGLU and rotation are a kernel each, as on a GPU; torch's CPU kernels keep what they compute with."""
 
     @property
     def layout(self) -> PackLayout:
-        tree = tree_layout(self.trunk, self.branches, self.sizes.context)
-        return pack_layout([tree], self.sizes.tensor)
+        trees = [tree_layout(trunk, branches, self.sizes.context) for trunk, branches in self.trees]
+        return pack_layout(trees, self.sizes.tensor if self.sequence_parallel else 1)
+
+    @property
+    def gathers_tokens(self) -> bool:
+        """Linear layers take the tokens of all tensor-parallel ranks, which hold a part each between them."""
+        return self.sizes.tensor > 1 and self.sequence_parallel
+
+    @property
+    def num_layers(self) -> int:
+        """Of a pipeline stage."""
+        return self.options["num_layers"] // self.sizes.pipeline
 
     @property
     def heads(self) -> int:
@@ -86,6 +110,22 @@ class StepShape:
         return -(-self.options["vocab_size"] // multiple) * 128
 
     @property
+    def is_first(self) -> bool:
+        """The stage has the embedding."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """The stage has the log-prob head."""
+        return self.stage == self.sizes.pipeline - 1
+
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches whose activations a stage holds at once: one forward, one backward, as many as there are stages
+        from it to the last."""
+        return min(self.sizes.pipeline - self.stage, self.num_microbatches)
+
+    @property
     def is_tied(self) -> bool:
         """The stage's output layer is its embedding."""
         return self.sizes.pipeline == 1 and not self.options["untie_embeddings_and_output_weights"]
@@ -104,7 +144,7 @@ class StepShape:
     def tensors(self) -> TensorSizes:
         token, hidden = self.layout.length * self.element_size, self.options["hidden_size"]
         return TensorSizes(
-            x=token * hidden // self.sizes.tensor,
+            x=token * hidden // (self.sizes.tensor if self.sequence_parallel else 1),
             gathered=token * hidden,
             q=token * self.heads * self.head_dim,
             kv=token * self.groups * self.head_dim,
@@ -121,6 +161,5 @@ class StepShape:
         layer = hidden * (queries + 2 * keys) + queries * hidden + 3 * self.ffn * hidden + 2 * hidden
         layer += queries + 2 * keys if options["add_qkv_bias"] else 0
         layer += 2 * self.head_dim if options["qk_layernorm"] else 0
-        first, last = self.stage == 0, self.stage == self.sizes.pipeline - 1
-        ends = self.vocab * hidden * (first + last - self.is_tied) + hidden * last
-        return options["num_layers"] // self.sizes.pipeline * layer + ends
+        ends = self.vocab * hidden * (self.is_first + self.is_last - self.is_tied) + hidden * self.is_last
+        return self.num_layers * layer + ends

@@ -4,8 +4,9 @@ Formulas over the sizes of step_shape.py, with the reason beside each. All figur
 layer is the last, whose backward pass comes first: what all other layers keep is still there.
 """
 
-from megatron_longpo.model.logprob import CHUNK_BYTES
-from megatron_longpo.model.step_shape import StepShape
+from megatron_longpo.model.chunk_size import CHUNK_BYTES
+from megatron_longpo.model.layout import TreeLayout
+from megatron_longpo.plan.step_shape import StepShape
 
 Parts = dict[str, int]
 
@@ -29,7 +30,7 @@ def head_backward(shape: StepShape) -> Parts:
         # The gradient of the hidden states; then, when the last chunk has gone, a placeholder of the weight's gradient,
         # which DDP's hook wants to see.
         "log-prob head": sizes.gathered + max(chunk, shape.embedding),
-        "communication": sizes.gathered if shape.sizes.tensor > 1 else 0,  # the hidden states of all ranks
+        "communication": sizes.gathered if shape.gathers_tokens else 0,  # the hidden states of all ranks
     }
 
 
@@ -63,8 +64,15 @@ def attention_backward(shape: StepShape) -> Parts:
     parts["residual stream"] += 0 if shape.keeps_layers else sizes.x
     parts["attention"] += sizes.q  # the gradient of the output
     ways = shape.sizes.cp_comm_type if shape.sizes.context > 1 else ["p2p"]
-    inside = max((_trunk_backward(shape, way) for way in ways), key=lambda parts: sum(parts.values()))
+    inside = max((_trees_backward(shape, way) for way in ways), key=lambda parts: sum(parts.values()))
     return {part: parts.get(part, 0) + inside.get(part, 0) for part in parts | inside}
+
+
+def _trees_backward(shape: StepShape, way: str) -> Parts:
+    """All trees of the micro-batch: what one has found stays while the next is at work, and all exchange at once."""
+    trees = [_trunk_backward(shape, tree, way) for tree in shape.layout.trees]
+    parts = {part: sum(tree[part] for tree in trees) for part in ("attention", "communication")}
+    return parts | {"kernel workspace": max(tree["kernel workspace"] for tree in trees)}
 
 
 def attention_workspace(queries: int, keys: int, heads: int, groups: int, head_dim: int, element_size: int = 2) -> int:
@@ -110,9 +118,9 @@ def _recomputed(shape: StepShape) -> Parts:
     return layer
 
 
-def _trunk_backward(shape: StepShape, way: str) -> Parts:
+def _trunk_backward(shape: StepShape, tree: TreeLayout, way: str) -> Parts:
     """Inside tree_attention's backward pass, while a kernel works on the trunk (model/trunk.py, model/exchange.py)."""
-    cp, sizes, tree = shape.sizes.context, shape.tensors, shape.layout.trees[0]
+    cp, sizes = shape.sizes.context, shape.tensors
     swapping = {"a2a": cp, "a2a+p2p": (shape.sizes.hierarchical or (1,))[0]}.get(way, 1)
     gathers, to_fp32 = way in ("all_gather", "allgather"), 4 / shape.element_size
     q, kv, lse = (size * tree.rank_trunk // shape.layout.length for size in (sizes.q, sizes.kv, sizes.lse))

@@ -1,0 +1,185 @@
+"""Peak memory of real training runs on this machine's CPU against what was planned for them.
+
+    python -m benchmarks.plan_accuracy [--only NAME...] [--output FILE]
+
+Every run is training as a user starts it (torchrun, ``-m megatron_longpo.train``, two steps) on random weights and
+random pairs; its last line says the most memory that a rank held, from before the model was built on, and what the
+plan was. The C library hands all larger blocks back to the system at once (MALLOC_MMAP_THRESHOLD_), so that resident
+memory is what tensors hold, as it is in a GPU's allocator but for gaps.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import write_result
+from megatron_longpo.data.indexed import PairWriter
+from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches
+from megatron_longpo.hf.sidecar import read_identity
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+}
+LARGE = SMALL | {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "vocab_size": 32000,
+}
+MODELS = {"small": SMALL, "large": LARGE}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A training run."""
+
+    model: str = "small"
+    trunk: int = 4096
+    branch: int = 256
+    options: Sequence[str] = ()
+    ranks: int = 1
+
+
+FULL = tuple("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1".split())
+CONTEXT_2, TENSOR_2 = ("--context-parallel-size", "2"), ("--tensor-model-parallel-size", "2")
+DISTRIBUTED = ("--use-distributed-optimizer", "--longpo-optimizer", "rmsprop")
+RUNS = {
+    "one rank": Run(),
+    "one rank, full recomputation": Run(options=FULL),
+    "one rank, keep-attention": Run(options=("--longpo-recompute", "keep-attention")),
+    "one rank, selective": Run(options=("--recompute-granularity", "selective")),
+    "one rank, RMSprop": Run(options=("--longpo-optimizer", "rmsprop")),
+    "one rank, sft": Run(options=("--longpo-objective", "sft")),
+    "packed": Run(trunk=1024, branch=128, options=("--longpo-tokens-per-microbatch", "5120")),
+    "cp 2": Run(trunk=8192, options=CONTEXT_2, ranks=2),
+    "cp 2, all_gather, keep-attention": Run(
+        trunk=8192,
+        options=(
+            "--context-parallel-size",
+            "2",
+            "--cp-comm-type",
+            "all_gather",
+            "--longpo-recompute",
+            "keep-attention",
+        ),
+        ranks=2,
+    ),
+    "cp 2, a2a": Run(trunk=8192, options=(*CONTEXT_2, "--cp-comm-type", "a2a"), ranks=2),
+    "tp 2": Run(options=(*TENSOR_2, "--sequence-parallel"), ranks=2),
+    "tp 2 without sequence parallelism": Run(options=TENSOR_2, ranks=2),
+    "pp 2": Run(options=("--pipeline-model-parallel-size", "2"), ranks=2),
+    "dp 2, distributed optimizer": Run(options=DISTRIBUTED, ranks=2),
+    "large": Run(model="large"),
+    "large, short": Run(model="large", trunk=512, branch=128),
+    "large, full recomputation, RMSprop": Run(
+        model="large",
+        trunk=8192,
+        options=(
+            "--recompute-granularity",
+            "full",
+            *["--recompute-method", "uniform", "--recompute-num-layers", "1"],
+            *DISTRIBUTED[1:],
+        ),
+    ),
+    "large, tp 2, cp 2": Run(
+        model="large",
+        trunk=8192,
+        options=(*TENSOR_2, "--sequence-parallel", *CONTEXT_2),
+        ranks=4,
+    ),
+    "large, cp 2, distributed optimizer": Run(model="large", options=(*CONTEXT_2, *DISTRIBUTED), ranks=2),
+}
+
+
+def main() -> None:
+    """Run, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=RUNS, metavar="NAME", help=f"of {', '.join(RUNS)}")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/plan_accuracy.json")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for model in sorted({RUNS[run].model for run in args.only or RUNS}):
+            _import(folder / model, MODELS[model])
+        for run in args.only or RUNS:
+            rows.append({"name": run, **asdict(RUNS[run]), **measure(folder, RUNS[run])})
+            held, planned = rows[-1]["held"], rows[-1]["planned"]
+            print(f"{run}: {held / 2**20:,.0f} MiB held, planned {planned / held - 1:+.1%}", flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=2) + "\n")
+    else:
+        write_result("plan_accuracy", rows)
+
+
+def measure(folder: Path, run: Run) -> dict[str, int]:
+    """Bytes that a rank held and that were planned."""
+    imported = folder / run.model / "imported"
+    data = folder / run.model / f"{run.trunk}-{run.branch}"
+    if not data.with_name(data.name + ".idx").exists():
+        _pairs(data, run, MODELS[run.model]["vocab_size"], read_identity(imported).tokenizer_fingerprint)
+    objective = () if "--longpo-objective" in run.options else ("--longpo-objective", "simpo")  # needs no scores
+    last = _python(
+        "torch.distributed.run", "--standalone", "--nproc-per-node", run.ranks, "-m", "megatron_longpo.train",
+        "--load", imported, "--longpo-data", data, "--global-batch-size", 4, "--train-iters", 2, "--lr", 1e-5,
+        *objective, *run.options,
+    )  # fmt: skip
+    found = re.search(r"memory of a rank: ([\d.]+) GiB at most, ([\d.]+) GiB planned", last)
+    assert found, last
+    return {"held": int(float(found[1]) * 2**30), "planned": int(float(found[2]) * 2**30)}
+
+
+def _import(folder: Path, model: dict[str, Any]) -> None:
+    from tests.workspace import make_model
+
+    make_model(folder / "hf", "llama", max_position_embeddings=16384, **model)
+    _python("megatron_longpo.commands.main", "import-hf", "--hf", folder / "hf", "--output", folder / "imported")
+
+
+def _pairs(prefix: Path, run: Run, vocab_size: int, tokenizer: str) -> None:
+    """Sixteen of the same lengths."""
+    rng = np.random.default_rng(0)
+    settings: dict[str, Any] = {"max_length": run.trunk + run.branch, "overlong": "refuse"}
+    with PairWriter(prefix, tokenizer_fingerprint=tokenizer, vocab_size=vocab_size, **settings) as writer:
+        for index in range(16):
+            writer.add(_pair(rng, str(index), run, vocab_size))
+        writer.finish([])
+
+
+def _pair(rng: np.random.Generator, name: str, run: Run, vocab_size: int) -> RenderedPair:
+    trunk, *branches = (rng.integers(vocab_size, size=n, dtype=np.int32) for n in (run.trunk, run.branch, run.branch))
+    branches[1][0] = branches[0][0]
+    span = np.array([[1, run.branch]], np.int32)
+    one = TrunkAndBranches(trunk, *(Branch(tokens, span) for tokens in branches))
+    short = TrunkAndBranches(trunk[:64], *(Branch(tokens, span) for tokens in branches))
+    return RenderedPair(name, one, (short,), 0)
+
+
+def _python(*argv: object) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-m", *map(str, argv)]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, argv))}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
