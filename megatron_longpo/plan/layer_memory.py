@@ -24,9 +24,13 @@ def head_backward(shape: StepShape) -> Parts:
     """The log-prob head (model/logprob.py), before any layer's backward pass."""
     sizes = shape.tensors
     rows = min(max(1, CHUNK_BYTES // (4 * shape.vocab)), shape.layout.length)
-    chunk = rows * shape.vocab * (4 + shape.element_size)  # logits in fp32, their gradient in the weights' type
+    # Logits in fp32, beside them their gradient where it is of another type, and the chunk's hidden states.
+    chunk = rows * shape.vocab * (4 + (shape.element_size if shape.element_size < 4 else 0))
+    chunk += rows * shape.options["hidden_size"] * shape.element_size
+    if not shape.is_fused:  # a part of the weight's gradient, before it is added
+        chunk += min(CHUNK_BYTES, shape.vocab * shape.options["hidden_size"] * 4)
     return {
-        "residual stream": 2 * sizes.x,  # the last layer's output and its norm
+        "residual stream": 2 * sizes.x + _unfused(shape, sizes.x),  # the last layer's output and its norm
         # The gradient of the hidden states; then, when the last chunk has gone, a placeholder of the weight's gradient,
         # which DDP's hook wants to see.
         "log-prob head": sizes.gathered + max(chunk, shape.embedding),
@@ -98,11 +102,16 @@ def _of_layer(shape: StepShape) -> Parts:
         core = sizes.q + 2 * sizes.kv
     return {
         # The norm's output; rotated queries and keys; the output, which the projection keeps too.
-        "attention": sizes.x + 2 * sizes.q + sizes.kv + core + sizes.angles,
-        # The norm's output, gate and up in one tensor, their product.
-        "MLP": sizes.x + 3 * sizes.f,
+        "attention": sizes.x + 2 * sizes.q + sizes.kv + core + sizes.angles + _unfused(shape, sizes.x),
+        # The norm's output, gate and up in one tensor, their product; what SwiGLU makes of either of the two.
+        "MLP": sizes.x + 3 * sizes.f + _unfused(shape, sizes.x + 2 * sizes.f),
         "residual stream": sizes.x,  # between attention and MLP
     }
+
+
+def _unfused(shape: StepShape, size: int) -> int:
+    """What RMSNorm (its input, normalised) and SwiGLU keep where they are not a kernel each."""
+    return 0 if shape.is_fused else size
 
 
 def _recomputed(shape: StepShape) -> Parts:
