@@ -51,10 +51,12 @@ class Run:
     """A training run."""
 
     model: str = "small"
-    trunk: int = 4096
+    trunk: int = 2048
     branch: int = 256
     options: Sequence[str] = ()
     ranks: int = 1
+    batch: int = 2
+    """Pairs a step."""
 
 
 FULL = tuple("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1".split())
@@ -67,10 +69,10 @@ RUNS = {
     "one rank, selective": Run(options=("--recompute-granularity", "selective")),
     "one rank, RMSprop": Run(options=("--longpo-optimizer", "rmsprop")),
     "one rank, sft": Run(options=("--longpo-objective", "sft")),
-    "packed": Run(trunk=1024, branch=128, options=("--longpo-tokens-per-microbatch", "5120")),
-    "cp 2": Run(trunk=8192, options=CONTEXT_2, ranks=2),
+    "packed": Run(trunk=1024, branch=128, batch=4, options=("--longpo-tokens-per-microbatch", "5120")),
+    "cp 2": Run(trunk=4096, options=CONTEXT_2, ranks=2),
     "cp 2, all_gather, keep-attention": Run(
-        trunk=8192,
+        trunk=4096,
         options=(
             "--context-parallel-size",
             "2",
@@ -81,7 +83,7 @@ RUNS = {
         ),
         ranks=2,
     ),
-    "cp 2, a2a": Run(trunk=8192, options=(*CONTEXT_2, "--cp-comm-type", "a2a"), ranks=2),
+    "cp 2, a2a": Run(trunk=4096, options=(*CONTEXT_2, "--cp-comm-type", "a2a"), ranks=2),
     "tp 2": Run(options=(*TENSOR_2, "--sequence-parallel"), ranks=2),
     "tp 2 without sequence parallelism": Run(options=TENSOR_2, ranks=2),
     "pp 2": Run(options=("--pipeline-model-parallel-size", "2"), ranks=2),
@@ -90,7 +92,7 @@ RUNS = {
     "large, short": Run(model="large", trunk=512, branch=128),
     "large, full recomputation, RMSprop": Run(
         model="large",
-        trunk=8192,
+        trunk=4096,
         options=(
             "--recompute-granularity",
             "full",
@@ -100,7 +102,7 @@ RUNS = {
     ),
     "large, tp 2, cp 2": Run(
         model="large",
-        trunk=8192,
+        trunk=4096,
         options=(*TENSOR_2, "--sequence-parallel", *CONTEXT_2),
         ranks=4,
     ),
@@ -138,7 +140,7 @@ def measure(folder: Path, run: Run) -> dict[str, int]:
     objective = () if "--longpo-objective" in run.options else ("--longpo-objective", "simpo")  # needs no scores
     last = _python(
         "torch.distributed.run", "--standalone", "--nproc-per-node", run.ranks, "-m", "megatron_longpo.train",
-        "--load", imported, "--longpo-data", data, "--global-batch-size", 4, "--train-iters", 2, "--lr", 1e-5,
+        "--load", imported, "--longpo-data", data, "--global-batch-size", run.batch, "--train-iters", 2, "--lr", 1e-5,
         *objective, *run.options,
     )  # fmt: skip
     found = re.search(r"memory of a rank: ([\d.]+) GiB at most, ([\d.]+) GiB planned", last)

@@ -13,19 +13,20 @@ class PeakMemory:
     where it is mostly code."""
 
     def __init__(self) -> None:
-        self._held = 0
+        self._held = self._files = 0
         if not platform.is_cpu():
             torch.cuda.reset_peak_memory_stats()
             return
         with suppress(OSError):  # Linux: the peak is what is resident now; a container may forbid it
             Path("/proc/self/clear_refs").write_text("5")
-        self._held = _resident("VmRSS")
+        self._held, self._files = _resident("VmRSS"), _resident("RssFile")
 
     def bytes(self) -> int:
         """The peak so far; 0 where the system does not say."""
         if not platform.is_cpu():
             return torch.cuda.max_memory_allocated()
-        return max(0, _resident("VmHWM") - self._held)
+        code = _resident("RssFile") - self._files  # libraries that have been used since
+        return max(0, _resident("VmHWM") - self._held - code)
 
 
 def _resident(field: str) -> int:
