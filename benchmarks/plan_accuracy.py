@@ -43,7 +43,8 @@ LARGE = SMALL | {
     "num_key_value_heads": 12,
     "vocab_size": 32000,
 }
-MODELS = {"small": SMALL, "large": LARGE}
+TINY = SMALL | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 1024}
+MODELS = {"small": SMALL, "large": LARGE, "tiny": TINY}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,10 +60,16 @@ class Run:
     """Pairs a step."""
 
 
-FULL = tuple("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1".split())
+FULL = ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
 CONTEXT_2, TENSOR_2 = ("--context-parallel-size", "2"), ("--tensor-model-parallel-size", "2")
 DISTRIBUTED = ("--use-distributed-optimizer", "--longpo-optimizer", "rmsprop")
 RUNS = {
+    # What a process holds beside tensors: Python's objects, gloo's buffers, the allocator's own.
+    "process, one rank": Run(model="tiny", trunk=64, branch=16),
+    "process, two ranks": Run(model="tiny", trunk=64, branch=16, options=CONTEXT_2, ranks=2),
+    "process, four ranks": Run(
+        model="tiny", trunk=64, branch=16, options=(*CONTEXT_2, *TENSOR_2, "--sequence-parallel"), ranks=4
+    ),
     "one rank": Run(),
     "one rank, full recomputation": Run(options=FULL),
     "one rank, keep-attention": Run(options=("--longpo-recompute", "keep-attention")),
@@ -115,8 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=RUNS, metavar="NAME", help=f"of {', '.join(RUNS)}")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/plan_accuracy.json")
+    parser.add_argument("--also", type=Path, metavar="FILE", help="an --output with other runs of the same program")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(args.also.read_text()) if args.also else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for model in sorted({RUNS[run].model for run in args.only or RUNS}):

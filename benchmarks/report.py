@@ -54,6 +54,22 @@ def _memory() -> str:
     return memory_tables(_result("memory_at_length"), _result("memory_at_length_before"))
 
 
+def _plan_accuracy() -> str:
+    result = _result("plan_accuracy")
+    rows = {row["name"]: row for row in result["measured"]}
+    process = {row["ranks"]: row["held"] for name, row in rows.items() if name.startswith("process")}
+    lines = ["| run | ranks | options | held, MiB | planned, MiB | |", "|---|--:|---|--:|--:|--:|"]
+    for name, row in rows.items():
+        if row["model"] == "tiny":
+            continue
+        held, planned = row["held"] - process[row["ranks"]], row["planned"]
+        options = f"`{' '.join(row['options'])}`" if row["options"] else ""
+        figures = f"{held / 2**20:,.0f} | {planned / 2**20:,.0f} | {planned / held - 1:+.1%}"
+        lines.append(f"| {name} | {row['ranks']} | {options} | {figures} |")
+    where = f"Measured with `{result['command']}` on {result['processor']}."
+    return "\n".join((*lines, "", where)) + "\n"
+
+
 def _sharing(measured: list[dict[str, Any]]) -> tuple[str, str]:
     millions = measured[0]["num_parameters"] / 1e6
     what = f"branches of {measured[0]['branch']} tokens, {millions:.0f}M-parameter Mistral"
@@ -182,6 +198,7 @@ PAGES = {
     "README.md": partial(table, ("miniature", "sharing", "recompute", "logprob_memory")),
     "docs/benchmarks.md": partial(table, tuple(SENTENCES)),
     "docs/memory.md": _memory,
+    "docs/plan.md": _plan_accuracy,
 }
 """Page -> what it shows of the results."""
 

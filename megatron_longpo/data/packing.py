@@ -136,14 +136,15 @@ class BatchPlan:
         """The pairs of the micro-batch with the most tokens of all that the steps have."""
         if self.max_tokens is None:  # a pair each
             return [int(np.argmax(self.tokens))]
-        largest: list[int] = []
-        for first in range(0, num_steps * self.global_batch_size, self.global_batch_size):
-            pairs = self._pairs(first)
-            for rank in self._groups(first, num_microbatches) or []:
-                for places in rank:
-                    group = [pairs[place] for place in places]
-                    largest = max(largest, group, key=lambda some: self.tokens[some].sum() if some else 0)
-        return largest
+        steps = range(0, num_steps * self.global_batch_size, self.global_batch_size)
+        groups = (g for first in steps for rank in self.pairs_of_step(first, num_microbatches) for g in rank)
+        return max(groups, key=lambda pairs: self.tokens[pairs].sum())
+
+    def pairs_of_step(self, first_sample: int, num_microbatches: int) -> Groups:
+        """The pairs of each rank's micro-batches."""
+        pairs, groups = self._pairs(first_sample), self._groups(first_sample, num_microbatches)
+        assert groups is not None, "num_microbatches() found a number that fits"
+        return [[[pairs[place] for place in group] for group in rank] for rank in groups]
 
     def _groups(self, first_sample: int, num_microbatches: int) -> Groups | None:
         pairs = self._pairs(first_sample)

@@ -47,7 +47,7 @@ class GpuKind:
 _HOPPER: dict[str, Any] = {
     "peak_tflops": 989,
     "matmul_tflops": 650,  # 66% of the peak, as large products of 7B models reach
-    # Head size 128, causal, 16K: FlashAttention-3's paper (arXiv 2407.08608) and the same for FlashAttention-2's kernels.
+    # Head size 128, causal, 16K: FlashAttention-3's paper (arXiv 2407.08608), which has FlashAttention-2 beside it.
     "attention_tflops": {"flash3": (620, 550), "flash": (390, 322)},
     "link_gbs": 370,  # NVLink 4 has 450
     "network_gbs": 45,  # 400 Gb/s a GPU
@@ -96,7 +96,7 @@ def read_kind(name: str) -> GpuKind:
     path = Path(name)
     if path.suffix != ".json":
         raise UserError(f"--kind {name}: choose one of {', '.join(KINDS)}, or give a JSON file (docs/plan.md)")
-    found = {"name": path.stem} | read_json_object(path)
+    found: dict[str, Any] = {"name": path.stem} | read_json_object(path)
     known = {one.name for one in fields(GpuKind)}
     if unknown := sorted(set(found) - known):
         raise UserError(f"{path}: {unknown[0]} is not a field; they are {', '.join(sorted(known))}")

@@ -1,6 +1,6 @@
 """A run planned: does it fit on its GPUs, and how long does it take."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from megatron_longpo.plan.work import FloatArray, Rates, model_flops, pair_flops
 Verdict = Literal["OK", "TIGHT", "OUT OF MEMORY"]
 TIGHT_ABOVE = 0.92
 """Of the room on a GPU; what is derived was within 10% of what was measured (benchmarks/plan_accuracy.py)."""
-MOST_STEPS = 100
+MOST_STEPS = 20
 """That are dealt out to find the mean step of a dataset; they are spread over it."""
 
 
@@ -26,7 +26,9 @@ class Data:
     """The pairs of a run."""
 
     trees: TreeLengths
-    """What the objective reads of every pair."""
+    """What the objective reads of every pair, or of one batch that all others are like."""
+    num_pairs: int
+    """Of an epoch."""
     global_batch_size: int
     max_tokens: int | None
     """Of a micro-batch (--longpo-tokens-per-microbatch)."""
@@ -34,8 +36,14 @@ class Data:
     """--longpo-nll-tokens all."""
 
     @property
-    def num_pairs(self) -> int:
+    def num_different(self) -> int:
+        """Pairs whose lengths are known."""
         return len(self.trees.tokens)
+
+    @property
+    def num_dealt(self) -> int:
+        """Steps that are dealt out."""
+        return max(1, min(self.num_different // self.global_batch_size, MOST_STEPS))
 
     @property
     def num_steps(self) -> int:
@@ -146,11 +154,11 @@ def make_plan(base: StepShape, layout: Layout, data: Data, kind: GpuKind, kernel
     """
     shape = apply(base, layout)
     batches = _batch_plan(data, shape.options, layout.data)
-    num_microbatches = batches.num_microbatches(min(data.num_steps, MOST_STEPS))
-    largest = batches.largest_microbatch(num_microbatches, min(data.num_steps, MOST_STEPS))
+    num_microbatches = batches.num_microbatches(data.num_dealt)
+    largest = batches.largest_microbatch(num_microbatches, data.num_dealt)
     shape = replace(shape, num_microbatches=num_microbatches, trees=_trees(data.trees, largest))
     rates = Rates(shape=shape, kind=kind, kernel=kernel, efficiency=efficiency)
-    lengths, steps = data.trees.lengths_T3, data.num_pairs / data.global_batch_size
+    lengths, steps = data.trees.lengths_T3, data.num_different / data.global_batch_size
     offloaded = optimizer_state(shape) if layout.offloads_optimizer else 0
     return Plan(
         layout=layout,
@@ -179,11 +187,11 @@ def apply(base: StepShape, layout: Layout) -> StepShape:
 
 
 def _batch_plan(data: Data, options: Mapping[str, Any], num_ranks: int) -> BatchPlan:
-    stride = max(1, data.num_steps // MOST_STEPS) * data.global_batch_size
+    stride = data.num_different // data.num_dealt
 
     def pair_of_sample(sample: int) -> int:
         step, place = divmod(sample, data.global_batch_size)
-        return (step * stride + place) % data.num_pairs
+        return (step * stride + place) % data.num_different
 
     return BatchPlan(
         pair_of_sample=pair_of_sample,
@@ -203,23 +211,16 @@ def _trees(trees: TreeLengths, pairs: list[int]) -> list[Tree]:
 def _step_seconds(rates: Rates, data: Data, batches: BatchPlan, num_microbatches: int) -> dict[str, float]:
     """Of a mean step: the data-parallel rank that has most, and a pipeline's bubble."""
     times = _pair_seconds(rates, data)
-    total_P = sum(times.values())
+    total_P = np.sum(list(times.values()), axis=0)
     found = dict.fromkeys((*times, "pipeline bubble"), 0.0)
-    num_steps = min(data.num_steps, MOST_STEPS)
-    for step in range(num_steps):
-        ranks = list(_ranks(batches, step * data.global_batch_size, num_microbatches))
+    for step in range(data.num_dealt):
+        ranks = batches.pairs_of_step(step * data.global_batch_size, num_microbatches)
         busiest = max(ranks, key=lambda groups: sum(total_P[group].sum() for group in groups))
         for name, of_pairs in times.items():
-            found[name] += sum(of_pairs[group].sum() for group in busiest) / num_steps
-        longest = max(total_P[group].sum() for group in busiest)
-        found["pipeline bubble"] += (rates.shape.sizes.pipeline - 1) * longest / num_steps
+            found[name] += sum(of_pairs[group].sum() for group in busiest) / data.num_dealt
+        longest = max(float(total_P[group].sum()) for group in busiest)
+        found["pipeline bubble"] += (rates.shape.sizes.pipeline - 1) * longest / data.num_dealt
     return {name: float(seconds) for name, seconds in found.items()}
-
-
-def _ranks(batches: BatchPlan, first_sample: int, num_microbatches: int) -> Iterator[list[list[int]]]:
-    for rank in range(batches.num_ranks):
-        groups = batches.microbatches(first_sample, num_microbatches, rank)
-        yield [[batches.pair_of_sample(sample) for sample in next(groups)] for _ in range(num_microbatches)]
 
 
 def _pair_seconds(rates: Rates, data: Data) -> dict[str, FloatArray]:
