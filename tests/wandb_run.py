@@ -34,10 +34,10 @@ def records(content: bytes) -> Iterator[bytes]:
 
 
 def history(folder: Path) -> dict[int, dict[str, Any]]:
-    """Step -> name -> value of the only offline run below ``folder``."""
+    """Step -> name -> value of the only run below ``folder``."""
     from wandb.proto import wandb_internal_pb2  # type: ignore[import-not-found]
 
-    (file,) = folder.rglob("offline-run-*/*.wandb")
+    (file,) = folder.rglob("*.wandb")
     found: dict[int, dict[str, Any]] = {}
     for data in records(file.read_bytes()):
         record = wandb_internal_pb2.Record()

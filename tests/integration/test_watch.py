@@ -1,6 +1,7 @@
 """W&B, TensorBoard, the metrics file and the log of one run hold the same numbers under the same names."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from megatron_longpo.hf.sidecar import read_hf_config
 from megatron_longpo.metrics import metric_of, numbers
 from megatron_longpo.metrics_file import read_metrics
 from megatron_longpo.model.flops import separate_flops, tree_flops
+from tests.ranks import launch
 from tests.wandb_run import history
-from tests.workspace import Workspace, make_workspace, train
+from tests.workspace import Workspace, make_workspace, train_argv, train_main
 
 HAS_WANDB = importlib.util.find_spec("wandb") is not None
 
@@ -25,6 +27,12 @@ HAS_WANDB = importlib.util.find_spec("wandb") is not None
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return make_workspace(tmp_path_factory.mktemp("work"))
+
+
+def train_offline() -> int:
+    """As W&B's users do: in the environment of the ranks."""
+    os.environ["WANDB_MODE"] = "offline"
+    return train_main()
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +43,9 @@ def run(work: Workspace) -> Path:
     options += ["--save-interval", "2", "--tensorboard-dir", save / "tensorboard", "--longpo-peak-tflops", "0.5"]
     if HAS_WANDB:
         options += ["--wandb-project", "longpo", "--wandb-exp-name", "run", "--wandb-save-dir", save]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "offline")
-        for more in (["--exit-interval", "2"], []):
-            finished = train(work, *options, *more, num_ranks=2)
-            assert finished.status == 0, finished.output
+    for more in (["--exit-interval", "2"], []):
+        finished = launch(train_offline, train_argv(work, *options, *more), num_ranks=2)
+        assert finished.status == 0, finished.output
     return save
 
 
