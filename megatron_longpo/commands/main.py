@@ -17,6 +17,7 @@ VERBS = {
     "import-hf": "Hugging Face folder -> Megatron distributed checkpoint",
     "export-hf": "Megatron distributed checkpoint -> Hugging Face folder",
     "score-reference": "reference log-probs of a dataset, stored beside it",
+    "report": "curves of training runs as one page, with recipe and evaluation",
     "evaluate": "RULER, InfiniteBench and short tasks: the paper's three tables",
 }
 

@@ -1,6 +1,7 @@
 """Which curves there are, in which order, and few enough points of each."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class Section(NamedTuple):
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """All metrics that a run has, in the order of metrics.GROUPS; those that this release does not know at the end."""
-    series = [run.series() for run in runs]
+    series = [run.series for run in runs]
     paths = list(dict.fromkeys(path for one in series for path, _ in one if path not in _NOT_DRAWN))
     known = {path: metric.path for path in paths if (metric := metric_of(path)) is not None}
     found: list[Section] = []
@@ -71,7 +72,7 @@ def thin(points: Points) -> list[Point]:
     if len(points) <= MOST_POINTS:
         return [Point(step, value, value, value) for step, value in points]
     cuts = [len(points) * place // MOST_POINTS for place in range(MOST_POINTS + 1)]
-    parts = [points[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [points[start:end] for start, end in pairwise(cuts)]
     return [
         Point(fmean(step for step, _ in part), fmean(values := [value for _, value in part]), min(values), max(values))
         for part in parts

@@ -22,21 +22,14 @@ class Run:
     label: str
     path: Path
     """Of its metrics file."""
-    lines: Sequence[Mapping[str, Any]]
     stretches: Sequence[Stretch]
     """Of the stage that the metrics are of; empty where nobody recorded them."""
-
-    def series(self) -> dict[tuple[str, str], Points]:
-        """(path of the metric, split) -> its points."""
-        found: dict[tuple[str, str], Points] = {}
-        for line in self.lines:
-            for path, value in numbers(line).items():
-                found.setdefault((path, line["split"]), []).append((line["step"], value))
-        return found
+    series: Mapping[tuple[str, str], Points]
+    """(path of the metric, split) -> its points."""
 
     def resumes(self) -> list[int]:
         """The steps that the program went on from, other than the first."""
-        starts = [line["resumed_from"] for line in self.lines if line.get("resumed_from") is not None]
+        starts = [start for _, start in self.series.get(("resumed_from", "train"), [])]
         return [int(start) for start, before in zip(starts[1:], starts, strict=False) if start != before]
 
     def recipe(self) -> dict[str, str]:
@@ -69,7 +62,15 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 def _read_run(file: Path, label: str) -> Run:
     lines = read_metrics(file)
     stages = training_record_at(file.parent, lines[-1]["step"]) if file.name == METRICS_FILE else []
-    return Run(label, file, lines, stages[-1].stretches if stages else ())
+    return Run(label, file, stages[-1].stretches if stages else (), _series(lines))
+
+
+def _series(lines: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Points]:
+    found: dict[tuple[str, str], Points] = {}
+    for line in lines:
+        for path, value in numbers(line).items():
+            found.setdefault((path, line["split"]), []).append((line["step"], value))
+    return found
 
 
 def _labels(files: Sequence[Path]) -> list[str]:
