@@ -6,7 +6,7 @@ In the metrics file a line is a step and its split, and a number stands at its p
 docs/watch.md is held to this table by a test, and the report groups its curves by it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from megatron_longpo.strict_json import is_object
@@ -95,15 +95,17 @@ OF_THE_MACHINE += ("pair_equivalent_mfu", "peak_memory_gib", "resumed_from")
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line of the metrics file by path; null, for what is not there or not finite, is left out."""
-    return dict(_flat("", {name: value for name, value in line.items() if name not in ("step", "split")}))
+    found: dict[str, float] = {}
+    _add_numbers(found, "", {name: value for name, value in line.items() if name not in ("step", "split")})
+    return found
 
 
-def _flat(above: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _add_numbers(found: dict[str, float], above: str, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if is_object(value):
-            yield from _flat(f"{above}{name}/", value)
+            _add_numbers(found, f"{above}{name}/", value)
         elif value is not None:
-            yield f"{above}{name}", value
+            found[above + name] = value
 
 
 def metric_of(path: str) -> Metric | None:

@@ -7,7 +7,7 @@ from html import escape
 from megatron_longpo.report.curves import Chart, Curve, Point
 
 WIDTH, HEIGHT = 420, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 408, 10, 194
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 398, 10, 194
 
 
 def draw(chart: Chart, resumes: Sequence[tuple[int, int]]) -> str:
