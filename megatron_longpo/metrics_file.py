@@ -77,7 +77,7 @@ def _read_line(where: str, text: str) -> dict[str, Any]:
     if not _is_line(line):
         raise UserError(f'{where}: not a line of metrics, which is like {{"step": 1, "split": "train", "loss": 2.5}}')
     for name, value in numbers(line).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if type(value) not in (int, float):
             raise UserError(f"{where}: {name} is {json.dumps(value)[:60]}, needs a number or null")
     return line
 
