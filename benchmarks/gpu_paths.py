@@ -182,6 +182,11 @@ PATHS = (
         cpu="not yet run; calls by the same signatures, lm-eval's among them",
     ),
     Path(
+        what="MFU by the GPU's name, peak memory, phases of a step",
+        code="`throughput.py`, `step_clock.py`, `platform.py`",
+        cpu="run, with a peak that was told and the RSS (`tests/integration/test_watch.py`)",
+    ),
+    Path(
         what="`Dockerfile`",
         code="-",
         cpu="not yet built",

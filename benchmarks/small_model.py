@@ -8,7 +8,6 @@ seconds that a step has whatever it holds, and those of a pair.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from examples.miniature.methods import METHODS, build_options, generate_options,
 from examples.miniature.model import POLICY_THETA
 from examples.miniature.run import BASE, SHOWN
 from megatron_longpo.data.indexed import PairReader
+from megatron_longpo.metrics_file import read_metrics
 
 STEPS, WARM_UP, BATCHES = 60, 10, (1, 8)
 
@@ -76,7 +76,7 @@ def train(work: Path, batch: int) -> dict[str, float]:
                 first = time.monotonic() - started
     if process.returncode:
         raise RuntimeError(f"training ended with status {process.returncode}")
-    lines = [json.loads(line) for line in (save / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(save / "metrics.jsonl", "train")
     return {
         "seconds_to_first_step": first,
         "step_seconds": statistics.median(line["seconds"] for line in lines[WARM_UP:]),

@@ -191,8 +191,17 @@ def change_optimizer(change: Callable[[Any], None], state_names: tuple[str, ...]
     replace(distrib_optimizer, "HAVE_APEX_OR_TE", True)
 
 
-def put_writer(make: Callable[[Any], Any]) -> None:
-    """Put what ``make`` builds around the TensorBoard writer (or None) in its place (global_vars.py)."""
+def put_writers(tensorboard: Callable[[Any], Any], wandb: Callable[[Any], Any]) -> None:
+    """Put what these make around the TensorBoard writer and around the wandb module (or None) in their place
+    (global_vars.py), also for the timers of --log-timers-to-tensorboard, which look at what they write to (core/
+    timers.py, Timers.write)."""
+    import megatron.core.timers as timers
     from megatron.training import global_vars
 
-    replace(global_vars, "_GLOBAL_TENSORBOARD_WRITER", make(global_vars.get_tensorboard_writer()))
+    writer = tensorboard(global_vars.get_tensorboard_writer())
+    replace(global_vars, "_GLOBAL_TENSORBOARD_WRITER", writer)
+    replace(timers, "SummaryWriter", type(writer))
+    if global_vars.get_wandb_writer():
+        module = wandb(global_vars.get_wandb_writer())
+        replace(global_vars, "_GLOBAL_WANDB_WRITER", module)
+        replace(timers, "wandb", module)

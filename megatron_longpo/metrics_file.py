@@ -1,4 +1,4 @@
-"""The files of a run's metrics: opened without harm to what is not this run's.
+"""The files of a run's metrics: read, and opened without harm to what is not this run's.
 
 A run that goes on from a checkpoint drops the lines of later steps, which a run that died had written. Only lines that
 are known to be its own: those of the file beside its checkpoints, and what stands there too. All else is kept, or the
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_longpo.errors import UserError, one_line
-from megatron_longpo.files import atomic_file
-from megatron_longpo.strict_json import is_object
+from megatron_longpo.files import atomic_file, reading
+from megatron_longpo.metrics import SPLITS, numbers
+from megatron_longpo.strict_json import is_object, loads
 
 
 def open_metrics(beside: Path | None, asked_for: Path | None, resume_step: int, evaluates_only: bool) -> list[TextIO]:
@@ -46,6 +47,41 @@ def metrics_paths(beside: Path | None, asked_for: Path | None) -> dict[Path, Pat
     return {path.resolve(): path for path in (beside, asked_for) if path}
 
 
+def read_metrics(path: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics file, in order of their step; of a step that was evaluated twice the last.
+
+    A last line without its end is left out: the run is writing it, or was killed.
+
+    Args:
+        split: ``train`` or ``valid``; None: both.
+
+    Raises:
+        UserError: there is no such file, it is of something else, or a line is broken or holds what is no number.
+    """
+    with reading(path, OSError, UnicodeDecodeError):
+        *texts, _ = path.read_text(encoding="utf-8").split("\n")
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for number, text in enumerate(texts, start=1):
+        line = _read_line(f"{path}:{number}", text)
+        found[line["step"], line["split"]] = line
+    if not found:
+        raise UserError(f"{path}: holds no whole line; give the metrics.jsonl of a run that has taken a step")
+    return [found[key] for key in sorted(found) if split in (None, key[1])]
+
+
+def _read_line(where: str, text: str) -> dict[str, Any]:
+    try:
+        line = loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a line of metrics ({one_line(error)})") from error
+    if not _is_line(line):
+        raise UserError(f'{where}: not a line of metrics, which is like {{"step": 1, "split": "train", "loss": 2.5}}')
+    for name, value in numbers(line).items():
+        if type(value) not in (int, float):
+            raise UserError(f"{where}: {name} is {json.dumps(value)[:60]}, needs a number or null")
+    return line
+
+
 def check_metrics_file(path: Path) -> None:
     """Hold the file of --longpo-metrics to be absent, of metrics, or no file but something to write to.
 
@@ -78,8 +114,11 @@ def _step(line: str) -> int | None:
         value: Any = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    known = is_object(value) and type(value.get("step")) is int and value.get("split") in ("train", "valid")
-    return value["step"] if known else None
+    return value["step"] if _is_line(value) else None
+
+
+def _is_line(value: Any) -> bool:
+    return is_object(value) and type(value.get("step")) is int and value.get("split") in SPLITS
 
 
 def _drop_later_steps(path: Path, name: Path, resume_step: int, own: set[str] | None) -> None:

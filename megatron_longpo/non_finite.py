@@ -54,31 +54,38 @@ class StepLosses:
             )
 
 
-def check_step(step: int, means: dict[str, Any], grad_norm: float | None) -> None:
+def check_step(step: int, means: dict[str, Any], grad_norm: float | None, size: float = 0.0) -> float:
     """Refuse the step, on all ranks, if one of them has a mean or a gradient norm that is not finite.
 
     Args:
         means: by name; those by turn and by length may be NaN, where the step has none of the kind.
+        size: any number of this rank that is not negative.
+
+    Returns:
+        The largest ``size`` of all ranks: it travels with the answer, and the host waits once for both.
     """
     values = {name: float(value) for name, value in means.items() if name.split("/")[0] not in BREAKDOWNS}
     values |= {} if grad_norm is None else {"gradient norm": float(grad_norm)}
     bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
-    if _on_any_rank(bool(bad)):
+    any_bad, largest = _largest(bool(bad), size)
+    if any_bad:
         raise UserError(
             f"step {step} is not finite ({', '.join(bad) or 'on another rank'}) and is not saved; lower --lr, or check "
             "the reference and the coefficients"
         )
+    return largest
 
 
 def check_weights(step: int, chunks: Any) -> None:
     """Refuse to save, on all ranks, if a weight of one of them is not finite."""
     named = (item for chunk in chunks for item in chunk.named_parameters())
     bad = next((name for name, weight in named if not torch.isfinite(weight).all()), None)
-    if _on_any_rank(bad is not None):
+    if _largest(bad is not None)[0]:
         raise UserError(f"step {step}: {bad or 'a weight of another rank'} is not finite, nothing is saved; lower --lr")
 
 
-def _on_any_rank(found: bool) -> bool:
-    flag = torch.tensor([found], dtype=torch.int32, device=torch.cuda.current_device())
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+def _largest(*numbers: float) -> list[float]:
+    """Of each number the largest over all ranks."""
+    found = torch.tensor(numbers, dtype=torch.float64, device=torch.cuda.current_device())
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found.tolist()

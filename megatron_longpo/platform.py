@@ -7,6 +7,7 @@ Not covered, because nothing in LongPO training needs it: CUDA graphs, fp8, Tran
 """
 
 import os
+import resource
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -33,6 +34,14 @@ def is_cpu() -> bool:
 def pinned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in pinned memory, from which a GPU copies while the host goes on; as it is where there is none."""
     return tensor.pin_memory() if torch.cuda.is_available() and not _is_active else tensor
+
+
+def peak_memory() -> int:
+    """The most bytes that this process held so far: of tensors on its GPU, or on the CPU of everything (RSS)."""
+    if _is_active or not torch.cuda.is_available():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return torch.cuda.max_memory_allocated()
 
 
 def activate(announce: bool = True) -> bool:

@@ -124,8 +124,7 @@ def take_breakdowns(reported: dict[str, Any]) -> Breakdowns:
 
 def _values(whole: Mapping[str, Tensor], of_turns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All that is computed of a pair, float64 [1], or [K] for each turn."""
-    sums = {name: gap_K.sum() for name, gap_K in of_turns.items() if name.endswith("_gap")}
-    values = {**whole, **sums, **{f"by_turn/{name}": value_K for name, value_K in of_turns.items()}}
+    values = {**whole, **{f"by_turn/{name}": value_K for name, value_K in of_turns.items()}}
     return {name: value.detach().double().reshape(-1) for name, value in values.items()}
 
 
@@ -134,7 +133,7 @@ def _of_pair(pair: PairReport) -> dict[str, Tensor]:
         "loss": pair.loss,
         "nll": pair.nll,
         **pair.terms.reports,
-        **{name: logp_K.sum() for name, logp_K in pair.logp_K().items()},
+        **{name: logp_K.sum() for name, logp_K in (pair.logp_K() | _gaps(pair)).items()},
     }
 
 
@@ -165,17 +164,15 @@ def _by_turn(of_turns: Mapping[str, Tensor], starts: Mapping[str, int], max_turn
 def _by_length(starts: Mapping[str, int], bucket: int, buckets: Sequence[int]) -> dict[str, _Number]:
     return {
         f"by_length/{bound}/{name}": _Number(starts[name]) if bound == bucket else NOTHING
-        for name in ("margin", "accuracy", "nll", "chosen_gap", "rejected_gap")
+        for name in ("loss", "nll", "margin", "accuracy", "chosen_gap", "rejected_gap")
         if name in starts
         for bound in buckets
     }
 
 
 def _gaps(pair: PairReport) -> dict[str, Tensor]:
-    """Policy minus reference, by turn: what the preference pushes up or down."""
+    """By turn: policy minus reference, which is what the preference pushes up or down, and long minus short context."""
     logp_K = pair.logp_K()
-    return {
-        f"{answer}_gap": logp_K[f"policy_{answer}_logp"] - logp_K[f"reference_{answer}_logp"]
-        for answer in ("chosen", "rejected")
-        if f"policy_{answer}_logp" in logp_K and f"reference_{answer}_logp" in logp_K
-    }
+    gaps = {f"{answer}_gap": (f"policy_{answer}_logp", f"reference_{answer}_logp") for answer in ("chosen", "rejected")}
+    gaps["long_short_gap"] = ("policy_long_chosen_logp", "policy_chosen_logp")
+    return {name: logp_K[a] - logp_K[b] for name, (a, b) in gaps.items() if a in logp_K and b in logp_K}

@@ -5,13 +5,12 @@ for: the model and the datasets; the forward step with its loss is step.py.
 """
 
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from megatron_longpo import megatron_hooks, platform, run_errors
 from megatron_longpo.quiet import quiet_libraries
@@ -26,7 +25,7 @@ import torch  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
 from megatron.core.num_microbatches_calculator import get_num_microbatches  # noqa: E402
-from megatron.training import get_args, get_tensorboard_writer, get_timers, get_wandb_writer, pretrain  # noqa: E402
+from megatron.training import get_args, pretrain  # noqa: E402
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args  # noqa: E402
 from torch import nn  # noqa: E402
@@ -43,21 +42,18 @@ from megatron_longpo.data.dataset import HeldOutPairs, PairDataset  # noqa: E402
 from megatron_longpo.data.trees import tree_lengths  # noqa: E402
 from megatron_longpo.hf.folder import TRACKER_FILE, step_of  # noqa: E402
 from megatron_longpo.hf.sidecar import copy_sidecar  # noqa: E402
-from megatron_longpo.hf.training_record import METRICS_FILE, write_training_record  # noqa: E402
-from megatron_longpo.metrics_file import open_metrics  # noqa: E402
-from megatron_longpo.metrics_writer import MetricsWriter  # noqa: E402
+from megatron_longpo.hf.training_record import write_training_record  # noqa: E402
 from megatron_longpo.micro_batch import micro_batch  # noqa: E402
 from megatron_longpo.model import kernels  # noqa: E402
 from megatron_longpo.model.build import build_model  # noqa: E402
-from megatron_longpo.model.flops import squared_lengths  # noqa: E402
-from megatron_longpo.non_finite import StepLosses, check_step, check_weights  # noqa: E402
+from megatron_longpo.non_finite import StepLosses, check_weights  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.peak_memory import PeakMemory  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
 from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
 from megatron_longpo.step import forward_step  # noqa: E402
-from megatron_longpo.step_metrics import take_breakdowns  # noqa: E402
+from megatron_longpo.watch import Watch  # noqa: E402
 
 
 def main() -> int:
@@ -92,9 +88,10 @@ def _train(console: Console | None) -> None:
         say(first_screen(args, settings))
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
-    losses = StepLosses()
+    losses, watch = StepLosses(), Watch(settings, args)
     _install_hooks(settings, losses)
-    batches = partial(_batches, settings=settings)
+    watch.install_hooks()
+    batches = partial(_batches, settings=settings, watch=watch)
     batches.is_distributed = True  # type: ignore[attr-defined]  # every rank reads its own pairs from the mapped file
     pretrain(
         pretrain_cfg_container_from_args(args, None),
@@ -136,41 +133,11 @@ def _install_hooks(settings: LongPOSettings, losses: StepLosses) -> None:
         megatron_hooks.report_evaluation()
     if not get_args().async_save:
         megatron_hooks.collect_written_parts_here()
-    # What is reported by turn and by length would fill a screen a step in Megatron's log.
-    megatron_hooks.around_training_log(_hold_breakdowns, _write_step)
-    megatron_hooks.after_evaluation(_hold_breakdowns)
-    _count_real_lengths(settings)
-    megatron_hooks.after_train_step(lambda means, norm: check_step(get_args().curr_iteration + 1, means, norm))
     megatron_hooks.before_save(check_weights)
     if get_args().check_for_nan_in_loss_and_grad:
         megatron_hooks.wrap_schedules(losses.after)
     if isinstance(settings.reference, OnlineSettings):
         _score_online(settings.reference, tree_lengths(settings.reader, settings.reference.reads).longest_trunk)
-
-
-def _hold_breakdowns(reported: dict[str, Any]) -> None:
-    breakdowns = take_breakdowns(reported)
-    if isinstance(writer := get_tensorboard_writer(), MetricsWriter):
-        writer.hold(breakdowns)
-
-
-def _write_step(step: int) -> None:
-    if isinstance(writer := get_tensorboard_writer(), MetricsWriter):
-        writer.end_step(step)
-
-
-def _count_real_lengths(settings: LongPOSettings) -> None:
-    """Let Megatron's FLOPs and throughput count the pairs of a step; it would count ``--seq-length`` for each."""
-    tokens_P = settings.trees.tokens
-    squares_P = settings.trees.sum_by_pair(squared_lengths(settings.trees.lengths_T3))
-
-    def of_the_last_step() -> tuple[float, float]:
-        args = get_args()
-        samples = range(args.consumed_train_samples - args.global_batch_size, args.consumed_train_samples)
-        pairs = [settings.order(sample) for sample in samples]
-        return float(tokens_P[pairs].sum()), float(squares_P[pairs].sum())
-
-    megatron_hooks.count_tokens_of_a_step(of_the_last_step)
 
 
 def _score_online(settings: OnlineSettings, longest_trunk: int) -> None:
@@ -237,7 +204,7 @@ def _choose_kernel() -> None:
 
 
 def _batches(
-    num_samples: tuple[int, int, int], vp_stage: int | None = None, *, settings: LongPOSettings
+    num_samples: tuple[int, int, int], vp_stage: int | None = None, *, settings: LongPOSettings, watch: Watch
 ) -> tuple[Iterator[Any] | None, Iterator[Any] | None, None]:
     """Megatron's dataset provider: the micro-batches of this data-parallel rank, of training and of held-out pairs.
 
@@ -245,7 +212,7 @@ def _batches(
     goes on from.
     """
     args = get_args()
-    _install_writer(settings, args.iteration)
+    watch.install_writer(args.iteration)
     if settings.saves and args.rank == 0:
         _write_training_record(settings, settings.saves)
     rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
@@ -260,7 +227,7 @@ def _batches(
     if not args.skip_train:
         pairs = PairDataset(settings.reader, settings.order, cached, with_short)
         planned = settings.plan.microbatches(args.consumed_train_samples, get_num_microbatches(), rank)
-        train = loader(pairs, planned, make, args.num_workers, exit_signal)
+        train = watch.phases.waiting(loader(pairs, planned, make, args.num_workers, exit_signal))
     period = args.eval_iters * args.eval_global_batch_size
     if settings.held_out and period:
         held_out = HeldOutPairs(settings.reader, settings.held_out[:period], period, cached, with_short)
@@ -270,28 +237,6 @@ def _batches(
     return train, valid, None
 
 
-def _install_writer(settings: LongPOSettings, resume_step: int) -> None:
-    """Put a MetricsWriter in the place of Megatron's TensorBoard writer, on the last rank, where it logs."""
-    if get_args().rank == get_args().world_size - 1:
-        if isinstance(get_tensorboard_writer(), MetricsWriter):  # Megatron asks once for every virtual pipeline stage
-            return
-        megatron_hooks.put_writer(
-            lambda tensorboard: MetricsWriter(
-                _metrics_files(settings, resume_step),
-                tensorboard,
-                get_wandb_writer(),
-                _training_seconds,
-                get_args().train_iters,
-            )
-        )
-
-
-def _metrics_files(settings: LongPOSettings, resume_step: int) -> list[TextIO]:
-    """The one asked for, and one beside the checkpoints that training saves, for their model card."""
-    beside = settings.saves and settings.saves / METRICS_FILE
-    return open_metrics(beside, settings.metrics, resume_step, get_args().skip_train)
-
-
 def _write_training_record(settings: LongPOSettings, save: Path) -> None:
     args = get_args()
     loaded = Path(args.load)
@@ -299,13 +244,6 @@ def _write_training_record(settings: LongPOSettings, save: Path) -> None:
         loaded = Path(args.pretrained_checkpoint)
     loaded_step = args.iteration or step_of(loaded, args.ckpt_step)
     write_training_record(save, loaded, loaded_step, args.iteration, recipe_settings(args, settings))
-
-
-def _training_seconds() -> float:
-    """Seconds in training steps so far: Megatron stops this timer around evaluation and saving."""
-    timer = get_timers()("interval-time", log_level=0)
-    running = time.time() - timer._start_time if timer._started else 0.0
-    return timer.active_time() + running
 
 
 if __name__ == "__main__":

@@ -21,15 +21,18 @@ TRAINING = {
     "step",
     "arguments",
     "metrics_writer",
-    "metrics_file",
+    "metrics_sinks",
+    "step_clock",
     "step_metrics",
+    "throughput",
+    "watch",
     "batches",
     "optimizer",
     "run_errors",
     "non_finite",
 }  # one layer
 LAYERS = {"data", "model", "objective", "step_settings", "micro_batch", "reference", "hf", "platform", "megatron_hooks"}
-LAYERS |= {"plan"}
+LAYERS |= {"metrics", "metrics_file", "plan"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
@@ -51,8 +54,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"data", "model", "objective", "hf"},
     "reference": {"data", "model", "objective", "micro_batch", "hf", "platform"},
     **dict.fromkeys(TRAINING, LAYERS | TRAINING),
+    "metrics": set(),
+    "metrics_file": {"metrics"},
     "evaluate": {"data", "generate"},
-    "commands": LAYERS | TRAINING | {"evaluate", "generate"},
+    "report": {"metrics", "metrics_file", "hf", "evaluate"},
+    "commands": LAYERS | TRAINING | {"evaluate", "generate", "report"},
 }
 
 READERS_OF_GLOBALS = {"train", "arguments", "platform", "megatron_hooks"}

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from megatron_longpo import metrics_file
 from megatron_longpo.commands.main import main as run_verb
+from megatron_longpo.metrics import OF_THE_MACHINE
 from tests.ranks import Finished, launch
 from tests.tokenizers import VOCABULARY_SIZE, chatml_tokenizer
 
@@ -126,9 +128,9 @@ def train_argv(work: Workspace, *options: str | Path) -> list[str]:
 
 
 def read_metrics(path: Path, split: str = "train") -> list[dict[str, Any]]:
-    """The lines of a metrics file, without the seconds, which no two runs share."""
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [{name: v for name, v in line.items() if name != "seconds"} for line in lines if line["split"] == split]
+    """The lines of a metrics file, without what no two runs share, such as the seconds."""
+    lines = metrics_file.read_metrics(path, split)
+    return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in lines]
 
 
 def train_main() -> int:

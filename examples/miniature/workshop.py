@@ -28,6 +28,7 @@ from examples.miniature.methods import (
 from examples.miniature.task import NAMES, THINGS, TOWNS
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.files import atomic_directory
+from megatron_longpo.metrics_file import read_metrics
 
 REPORTED = ("loss", "nll", "preference_loss", "margin", "accuracy", "constraint")
 """Of a run's metrics: the means of its last ten steps are kept, where its objective has them."""
@@ -191,7 +192,7 @@ def _train(run: Path, imported: Path, data: Path, method: Method, trial: Trial, 
     options += [*train_options(method, trial, reach), "--train-iters", steps]
     forks.program(_train_main, [str(word) for word in options], log=run / "log")
     forks.verb("export-hf", "--checkpoint", run / "checkpoints", "--output", run / "model", log=run / "log")
-    lines = _read_lines(run / "checkpoints" / "metrics.jsonl")
+    lines = read_metrics(run / "checkpoints" / "metrics.jsonl", "train")
     reported = {name: mean(line[name] for line in lines[-10:]) for name in REPORTED if name in lines[-1]}
     return Trained(run / "model", reported)
 

@@ -20,13 +20,6 @@ SHOWN = (
 """Names in the metrics file and in the table."""
 
 
-def read_metrics(path: Path, split: str) -> list[dict[str, Any]]:
-    """The lines of one split ("train" or "valid"), in order of their step; of a step evaluated twice the last."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    by_step = {line["step"]: line for line in lines if line["split"] == split}
-    return [by_step[step] for step in sorted(by_step)]
-
-
 def print_quality(console: Console, before: dict[str, Any], after: dict[str, Any], num_steps: int) -> None:
     """Table of the held-out pairs' means, before and after training."""
     table = Table("held-out pairs", title="Before and after", title_justify="left")

@@ -15,8 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.smollm2.fetch_model import MODEL_NAME, default_folder
-from examples.smollm2.report import draw_curves, print_quality, read_metrics, write_summary
+from examples.smollm2.report import draw_curves, print_quality, write_summary
 from examples.stages import ROOT, Finished, Stage, print_costs, run_example
+from megatron_longpo.metrics_file import read_metrics
 
 PAIRS = ROOT / "examples" / "smollm2" / "pairs.jsonl"
 NUM_STEPS = 4

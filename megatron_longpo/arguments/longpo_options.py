@@ -71,5 +71,12 @@ def add_longpo_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         metavar="ALPHA",
         help="decay of the squared gradient's mean (default: 0.99)",
     )
+    group.add_argument(
+        "--longpo-peak-tflops",
+        type=float,
+        metavar="X",
+        help="TFLOP/s of a GPU at its best, of which MFU is the share that is reached (default: that of H100, H200, "
+        "A100 and B200 in bf16, by the device's name; elsewhere MFU is left out)",
+    )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append a JSON line a step, as always in --save")
     return group

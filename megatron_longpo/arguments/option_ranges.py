@@ -97,7 +97,17 @@ RANGES: dict[str, Range] = {
         ),
         NOT_NEGATIVE,
     ),
-    **dict.fromkeys(("adam_eps", "init_method_std", "loss_scale", "initial_loss_scale", "min_loss_scale"), POSITIVE),
+    **dict.fromkeys(
+        (
+            "adam_eps",
+            "init_method_std",
+            "loss_scale",
+            "initial_loss_scale",
+            "min_loss_scale",
+            "longpo_peak_tflops",
+        ),
+        POSITIVE,
+    ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "sgd_momentum", "lr_warmup_fraction"), FRACTION),
     "loss_scale_window": COUNT,
     "seed": Range(below=2.0**32),  # which numpy's generator takes

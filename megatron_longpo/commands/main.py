@@ -18,6 +18,7 @@ VERBS = {
     "export-hf": "Megatron distributed checkpoint -> Hugging Face folder",
     "score-reference": "reference log-probs of a dataset, stored beside it",
     "plan": "will training fit on its GPUs, and how long will it take",
+    "report": "curves of training runs as one page, with recipe and evaluation",
     "evaluate": "RULER, InfiniteBench and short tasks: the paper's three tables",
 }
 

@@ -26,6 +26,13 @@ def tree_flops(options: Mapping[str, Any], lengths_T3: NDArray[np.int64]) -> NDA
     return per_token * lengths_T3.sum(1).astype(np.float64) + 4 * options["num_layers"] * heads * dim * attended_T
 
 
+def separate_flops(options: Mapping[str, Any], lengths_T3: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Count the FLOPs of `tree_flops` where nothing is shared: each branch is a sequence with a trunk of its own."""
+    trunk_T, *branches_T = lengths_T3.T
+    alone = [np.stack((trunk_T, branch_T, np.zeros_like(trunk_T)), axis=1) for branch_T in branches_T]
+    return np.sum([tree_flops(options, one_T3) * (one_T3[:, 1] > 0) for one_T3 in alone], axis=0)
+
+
 def squared_lengths(lengths_T3: NDArray[np.int64]) -> NDArray[np.float64]:
     """Give each tree the squared length of a causal sequence whose attention costs as many FLOPs, float64 [T].
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -19,6 +19,7 @@ from megatron_longpo.errors import UserError
 platform.activate(announce=False)
 
 import megatron.core.tensor_parallel.layers as layers  # noqa: E402
+import megatron.core.timers as timers  # noqa: E402
 from megatron.core.datasets import utils as dataset_utils  # noqa: E402
 from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
 from megatron.core.optimizer import distrib_optimizer  # noqa: E402
@@ -40,7 +41,8 @@ HOOKS: list[tuple[Callable[[], None], Any, str]] = [
     (partial(megatron_hooks.wrap_schedules, dict), training, "get_forward_backward_func"),
     (partial(megatron_hooks.change_optimizer, dict, ("x",)), training, "get_megatron_optimizer"),
     (partial(megatron_hooks.change_optimizer, dict, ("x",)), distrib_optimizer, "HAVE_APEX_OR_TE"),
-    (partial(megatron_hooks.put_writer, str), global_vars, "_GLOBAL_TENSORBOARD_WRITER"),
+    (partial(megatron_hooks.put_writers, str, str), global_vars, "_GLOBAL_TENSORBOARD_WRITER"),
+    (partial(megatron_hooks.put_writers, str, str), timers, "SummaryWriter"),
 ]
 
 
@@ -117,7 +119,6 @@ def test_training_fuses_without_apex_under_transformer_engine(
     hooks = Mock()
     monkeypatch.setattr(train, "megatron_hooks", hooks)
     monkeypatch.setattr(train, "get_args", lambda: options)
-    monkeypatch.setattr(train, "_count_real_lengths", lambda _: None)
     train._install_hooks(Mock(), Mock())
     assert hooks.skip_warm_up.called and hooks.fuse_without_apex.called == fuses
 
@@ -194,7 +195,20 @@ def test_change_optimizer(record: Record) -> None:
     assert distrib_optimizer.HAVE_APEX_OR_TE is True
 
 
-def test_put_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_wandb", [True, False])
+def test_put_writers(monkeypatch: pytest.MonkeyPatch, has_wandb: bool) -> None:
+    """Megatron's timers write to ours as to its own; without W&B nothing stands in for it."""
+    wandb = SimpleNamespace(log=Mock()) if has_wandb else None
     monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", "stock")
-    megatron_hooks.put_writer(lambda stock: ["ours", stock])
-    assert global_vars.get_tensorboard_writer() == ["ours", "stock"]
+    monkeypatch.setattr(global_vars, "_GLOBAL_WANDB_WRITER", wandb)
+    monkeypatch.setattr(timers, "wandb", None)
+    ours, around_wandb = Mock(), Mock()
+    megatron_hooks.put_writers(lambda stock: [ours, stock][0], lambda stock: [around_wandb, stock][0])
+    assert global_vars.get_tensorboard_writer() is ours
+    assert global_vars.get_wandb_writer() is (around_wandb if has_wandb else None)
+    kept = timers.Timers(log_level=1, log_option="max")
+    monkeypatch.setattr(kept, "_get_global_min_max_time", lambda *_: {"optimizer": (0.5, 2.0)})
+    for writer in (global_vars.get_tensorboard_writer(), global_vars.get_wandb_writer()):
+        kept.write(["optimizer"], writer, 3)
+    ours.add_scalar.assert_called_once_with("optimizer-time", 2.0, 3)
+    assert around_wandb.log.call_args_list == ([call({"optimizer-time": 2.0}, 3)] if has_wandb else [])

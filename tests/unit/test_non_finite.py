@@ -43,6 +43,19 @@ def test_what_goes_on() -> None:
     assert refusals(1, [{"loss": 1.0, "by_turn/3/margin": nan}], None) == [""]
 
 
+def larger_of(sizes: list[float]) -> float:
+    import torch.distributed as dist
+
+    from megatron_longpo.non_finite import check_step
+
+    return check_step(7, {"loss": 1.0}, 1.0, sizes[dist.get_rank()])
+
+
+def test_the_largest_of_all_ranks_comes_with_the_answer() -> None:
+    """A byte of 80 GB counts: single precision would lose it."""
+    assert run_ranks(larger_of, 2, [80e9 + 1.0, 3.0]) == [80e9 + 1.0] * 2
+
+
 def check_model(value: float) -> Any:
     from megatron_longpo.errors import UserError
     from megatron_longpo.non_finite import check_weights

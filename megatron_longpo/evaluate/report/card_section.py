@@ -1,6 +1,10 @@
-"""The section "Evaluation" of a model card: the exported model's rows of a report, and those of the first model."""
+"""The section "Evaluation" of a model card: the exported model's rows of a report, and those of the first model.
+
+Also the tables of all rows, for other pages.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +29,38 @@ def card_section(folder: Path, model: str | None = None) -> str:
     Raises:
         UserError: there is no report, it is broken, or has no such model.
     """
+    return _of_report(folder, partial(_section, model=model))
+
+
+def suite_tables(folder: Path) -> list[dict[str, Any]]:
+    """``title``, ``scores``, ``differences`` and ``notes`` of each suite, of all rows of the report.
+
+    Raises:
+        UserError: there is no report, or it is broken.
+    """
+    return _of_report(folder, _all_suites)
+
+
+def _of_report[T](folder: Path, make: Callable[[Any], T]) -> T:
     path = folder / REPORT
     if not path.is_file():
         raise UserError(f"{folder}: has no {REPORT}; write it with: megatron-longpo evaluate report {folder}")
     try:
         with reading(path, OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
-            return _section(strict_json.loads(path.read_text(encoding="utf-8")), model)
+            report = strict_json.loads(path.read_text(encoding="utf-8"))
+            if report["format_version"] != FORMAT_VERSION:
+                raise UserError(f"{REPORT} is of another release; write it again with evaluate report")
+            return make(report)
     except UserError as error:
         raise UserError(f"--evaluation {folder}: {error}") from error
 
 
+def _all_suites(report: Any) -> list[dict[str, Any]]:
+    labels = [row["label"] for row in report["rows"]]
+    return [_suite(suite, labels) for suite in report["suites"].values()]
+
+
 def _section(report: Any, model: str | None) -> str:
-    if report["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{REPORT} is of another release; write it again with evaluate report")
     models = list(dict.fromkeys(row["model"] for row in report["rows"]))
     name = models[-1] if model is None else model
     if name not in models:

@@ -12,8 +12,8 @@ from typing import Any
 from megatron_longpo.errors import import_optional
 from megatron_longpo.evaluate.report.estimates import Estimate
 from megatron_longpo.evaluate.report.notes import length_name
+from megatron_longpo.templates import COLOURS
 
-_COLOURS = ("#0a6ebd", "#c2560c", "#1a8a5a", "#a33a9a", "#8a6d00", "#4b4fb5", "#b3203f", "#4f6672")
 _MARKERS = "osD^vPX*"
 _STYLE = {
     "svg.hashsalt": "megatron-longpo",  # names of markers and clip paths; without one they are random
@@ -33,7 +33,7 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 def colour(index: int) -> str:
     """The colour of a row, the first being 0."""
-    return _COLOURS[index % len(_COLOURS)]
+    return COLOURS[index % len(COLOURS)]
 
 
 def line_plot(lengths: Sequence[int], series: Sequence[Sequence[Estimate | None]]) -> str:
@@ -52,7 +52,7 @@ def line_plot(lengths: Sequence[int], series: Sequence[Sequence[Estimate | None]
             yerr=[one.standard_error or 0.0 for _, one in there],
             color=colour(index),
             marker=_MARKERS[index % len(_MARKERS)],
-            linestyle=("-", "--")[index // len(_COLOURS) % 2],
+            linestyle=("-", "--")[index // len(COLOURS) % 2],
             markersize=5,
             capsize=3,
         )

@@ -27,9 +27,6 @@ from megatron_longpo.evaluate.report.text_tables import (
 from megatron_longpo.files import atomic_file
 from megatron_longpo.templates import render
 
-_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"}
-"""Control characters may not stand in HTML: shown as their pictures."""
-
 
 def write_report(output: Path, models: Sequence[str] | None = None, published: Sequence[str] = ("all",)) -> str:
     """Write the three files into ``output`` and return the Markdown.
@@ -99,7 +96,7 @@ def _page(
             "suites": suites,
             "published_source": source,
         },
-    ).translate(_CONTROLS)
+    )
 
 
 def _row_facts(row: Row, its_colour: str) -> dict[str, Any]:

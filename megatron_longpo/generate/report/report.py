@@ -24,9 +24,6 @@ _MOST_LISTED = 20
 _NOT_MADE_BY = ("settings", "engine", "counts", "num_shards", "written", "sha256")
 """Fields of the manifest that other sections show."""
 
-_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"}
-"""Control characters may not stand in HTML: shown as their pictures."""
-
 
 class _Row(NamedTuple):
     name: str
@@ -85,7 +82,7 @@ def write_report(
                 for one in shown
             ],
         },
-    ).translate(_CONTROLS)
+    )
     with atomic_file(report) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 

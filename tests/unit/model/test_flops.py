@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_longpo.model.flops import squared_lengths, tree_flops
+from megatron_longpo.model.flops import separate_flops, squared_lengths, tree_flops
 
 OPTIONS = {
     "num_layers": 3,
@@ -37,3 +37,10 @@ def test_flops_by_hand() -> None:
     attended = seen(trunk, chosen, rejected) - 12 / 2
     found = tree_flops(OPTIONS, np.array([[trunk, chosen, rejected]]))
     assert found.tolist() == [2 * weights * 12 + 4 * 3 * 4 * 6 * attended]
+
+
+@given(TREES)
+def test_separate_sequences_are_trees_of_one_branch(trees: list[tuple[int, int, int]]) -> None:
+    alone = [[(trunk, branch, 0) for branch in branches if branch] for trunk, *branches in trees]
+    expected = [tree_flops(OPTIONS, np.array(sequences)).sum() for sequences in alone]
+    assert separate_flops(OPTIONS, np.array(trees)).tolist() == expected

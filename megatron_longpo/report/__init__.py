@@ -1,0 +1,1 @@
+"""The report on training runs: curves, recipes and evaluations on one page."""
