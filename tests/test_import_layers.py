@@ -50,7 +50,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"data", "model", "objective", "micro_batch", "hf", "platform"},
     **dict.fromkeys(TRAINING, LAYERS | TRAINING),
     "evaluate": {"data", "generate"},
-    "commands": LAYERS | TRAINING | {"evaluate", "generate"},
+    # launch asks the verbs' parsers and checks; of the verbs commands/launch.py alone knows it.
+    "launch": LAYERS | TRAINING | {"evaluate", "generate", "commands"},
+    "commands": LAYERS | TRAINING | {"evaluate", "generate", "launch"},
 }
 
 READERS_OF_GLOBALS = {"train", "arguments", "platform", "megatron_hooks"}
