@@ -77,7 +77,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",
     packages=find_packages(include=["megatron_longpo", "megatron_longpo.*"]),
-    package_data={"megatron_longpo": ["py.typed", "**/*.jinja"]},
+    package_data={"megatron_longpo": ["py.typed", "**/*.jinja", "launch/recipes/*.toml"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-longpo=megatron_longpo.commands.main:main"]},

@@ -58,7 +58,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics_file": {"metrics"},
     "evaluate": {"data", "generate"},
     "report": {"metrics", "metrics_file", "hf", "evaluate"},
-    "commands": LAYERS | TRAINING | {"evaluate", "generate", "report"},
+    # launch asks the verbs' parsers and checks; of the verbs commands/launch.py alone knows it.
+    "launch": LAYERS | TRAINING | {"evaluate", "generate", "commands"},
+    "commands": LAYERS | TRAINING | {"evaluate", "generate", "launch", "report"},
 }
 
 READERS_OF_GLOBALS = {"train", "arguments", "platform", "megatron_hooks"}

@@ -5,6 +5,7 @@ training that see parsed options; what lies deeper takes plain values.
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,29 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     Raises:
         UserError: an option is missing, wrong, not supported, or contradicts another, the dataset or the checkpoint.
     """
-    from megatron.training.arguments import parse_args, validate_args
     from megatron.training.global_vars import set_global_variables
+
+    args, settings = check()
+    set_global_variables(args)  # which says how large the padded vocabulary is
+    return args, settings()
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """All options of training, before dataset and checkpoint give some of them other defaults."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    options_help.prepare(parser, add_longpo_options(parser))
+    return parser
+
+
+def check() -> tuple[argparse.Namespace, Callable[[], LongPOSettings]]:
+    """`parse` without a trace: nothing is set, opened for writing or sent. The settings can be had after `parse` only.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    from megatron.training.arguments import parse_args, validate_args
 
     defaults: dict[str, Any] = {}
     args = parse_args(partial(_add_options, defaults=defaults))
@@ -93,8 +115,7 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     plan, args.micro_batch_size, plan_text = _plan(args, order, trees.padded(args.longpo_trunk_multiple))
     validate_args(args)
     check_resumed_optimizer(args)
-    set_global_variables(args)
-    return args, LongPOSettings(
+    return args, lambda: LongPOSettings(
         reader=reader,
         reference=reference,
         trees=trees,

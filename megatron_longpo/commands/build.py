@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the dataset and print what is in it."""
-    _check_options(args)
+    check(args)
     from megatron_longpo.commands.progress import InputProgress
 
     tokenizer = usable_tokenizer(args)
@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_options(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that need no reading to be found wrong; raises UserError."""
     for path in args.input:
         if not path.is_file():
             raise UserError(f"--input {path}: no such file; give a JSONL file of pairs")

@@ -40,20 +40,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export and say what came out."""
-    check_verify_options(args)
-    evaluation = _evaluation(args)
+    evaluation = check(args)
     from megatron_longpo.hf.export_hf import export_hf  # torch is slow to import; --help need not wait for it
 
-    def check(folder: Path) -> None:
+    def compare(folder: Path) -> None:
         verify(args, folder, args.checkpoint, args.iteration)
 
     started = time.monotonic()
-    num_bytes = export_hf(args.checkpoint, args.output, args.iteration, args.dtype, args.base_model, check, evaluation)
+    num_bytes = export_hf(
+        args.checkpoint, args.output, args.iteration, args.dtype, args.base_model, compare, evaluation
+    )
     print(f"exported {num_bytes / 1e9:.2f} GB of weights -> {args.output} in {time.monotonic() - started:.1f} s")
 
 
-def _evaluation(args: argparse.Namespace) -> str:
-    """The card's section, read before anything is written; empty if none was asked for."""
+def check(args: argparse.Namespace) -> str:
+    """Refuse what would otherwise show after the work is done.
+
+    Returns:
+        The card's section on the evaluation; empty if none was asked for.
+    """
+    check_verify_options(args)
     if args.evaluation is not None:
         return card_section(args.evaluation, args.evaluation_model)
     if args.evaluation_model is not None:

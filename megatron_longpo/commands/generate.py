@@ -38,10 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, or merge what was generated, and print what came of it."""
-    settings, shard = settings_of(args), shard_of(args)
-    _check_output(args)
-    opening = engine_opening(args, settings)
-    corpus = _open_corpus(args, settings)
+    shard, opening, corpus = prepare(args)
     if args.dry_run:
         return asyncio.run(_dry_run(args, corpus, shard, opening))
     if args.merge is None:
@@ -50,6 +47,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"shard {shard.number} of {shard.of} is done; when all are, give --merge {shard.of} in place of --shard")
         return 0
     return _merge(args, corpus, args.merge or 1)
+
+
+def prepare(args: argparse.Namespace) -> tuple[Shard, OpenEngine, Corpus]:
+    """All that can be had without opening an engine or reading a document.
+
+    Raises:
+        UserError: options, model folder or documents cannot be used.
+    """
+    settings, shard = settings_of(args), shard_of(args)
+    _check_output(args)
+    return shard, engine_opening(args, settings), _open_corpus(args, settings)
 
 
 def journal_folder(output: Path) -> Path:

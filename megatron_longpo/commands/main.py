@@ -10,6 +10,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.quiet import quiet_libraries
 
 VERBS = {
+    "launch": "recipe -> the whole run, from documents to tables, here or on a cluster",
     "generate": "long documents -> JSONL preference pairs, by the model itself",
     "build": "JSONL preference pairs -> indexed binary dataset",
     "import-data": "published LongPO pairs (Arrow, parquet) -> indexed binary dataset",

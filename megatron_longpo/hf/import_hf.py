@@ -4,9 +4,11 @@ The checkpoint is free of layout, so nothing here knows of ranks: tensors are re
 """
 
 from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,6 +35,12 @@ from megatron_longpo.strict_json import read_json_object
 # they would be a pickled Namespace of one run; the shape of the model comes from hf/config.json.
 _COMMON_STATE = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"singleton_local_shards": False}}
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from megatron_longpo.hf.config import Architecture
+    from megatron_longpo.model.rope_parameters import RopeParameters
+
 _EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -56,12 +64,55 @@ def import_hf(
         UserError: the model, its files, a value in them or the template is not usable.
         FileExistsError: ``output`` is not empty.
     """
+    model = open_model(hf, output, dtype, chat_template)
+    with atomic_directory(output) as folder:
+        copy_hf_files(hf, folder / HF_FOLDER)
+        complete_tokenizer(folder / HF_FOLDER, model.tokenizer, model.template)
+        (folder / RELEASE).mkdir()
+        weights, dtypes, shape = model.weights, model.dtypes, model.shape
+        source = _Source(weights, dtypes)
+        chunks = _chunks(name_table(shape), shape.num_layers, source)
+        with source.progress:
+            write_checkpoint(folder / RELEASE, chunks, extra_state_keys(shape), _COMMON_STATE)
+        identity = Identity(
+            format_version=FORMAT_VERSION,
+            weights_sha256=source.fingerprint.hexdigest(),
+            tokenizer_fingerprint=tokenizer_fingerprint(model.tokenizer),
+            num_parameters=sum(prod(weights.shape(name)) for name in dtypes),
+            dtype=dtype_label(dtypes.values()),
+            rope=model.rope,
+        )
+        write_identity(folder, identity)
+        (folder / TRACKER_FILE).write_text(RELEASE, encoding="ascii")
+        if verify is not None:
+            verify(folder)
+    return identity
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A Hugging Face folder that can be imported; no weight is read yet."""
+
+    shape: "Architecture"
+    rope: "RopeParameters"
+    tokenizer: "PreTrainedTokenizerFast"
+    template: str | None
+    weights: SafetensorsFolder
+    dtypes: dict[str, torch.dtype]
+    """In which each tensor is to be stored, by its Hugging Face name."""
+
+
+def open_model(hf: Path, output: Path, dtype: str = "as-is", chat_template: Path | None = None) -> OpenModel:
+    """Refuse before any work what Megatron would compute differently, or the export could not take over.
+
+    Raises:
+        UserError, FileExistsError: as `import_hf`, but for values of weights and for ``output``.
+    """
     if not hf.is_dir():
         raise UserError(f"--hf {hf}: no such folder; give a Hugging Face folder")
     refuse_inside(output, hf)
     template = read_chat_template(chat_template) if chat_template else None
     config = read_json_object(hf / "config.json")
-    # What Megatron would compute differently, or the export could not take over, is refused before any work.
     megatron_options(config)
     check_source(hf)
     front_matter(hf)
@@ -74,27 +125,7 @@ def import_hf(
     names = _check_names(weights, rules, shape.num_layers)
     dtypes = {name: DTYPES.get(dtype, weights.dtype(name)) for name in names}
     _check_dtypes(weights, rules, shape.num_layers, dtypes)
-    with atomic_directory(output) as folder:
-        copy_hf_files(hf, folder / HF_FOLDER)
-        complete_tokenizer(folder / HF_FOLDER, tokenizer, template)
-        (folder / RELEASE).mkdir()
-        source = _Source(weights, dtypes)
-        chunks = _chunks(rules, shape.num_layers, source)
-        with source.progress:
-            write_checkpoint(folder / RELEASE, chunks, extra_state_keys(shape), _COMMON_STATE)
-        identity = Identity(
-            format_version=FORMAT_VERSION,
-            weights_sha256=source.fingerprint.hexdigest(),
-            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-            num_parameters=sum(prod(weights.shape(name)) for name in names),
-            dtype=dtype_label(dtypes.values()),
-            rope=rope_parameters(config),
-        )
-        write_identity(folder, identity)
-        (folder / TRACKER_FILE).write_text(RELEASE, encoding="ascii")
-        if verify is not None:
-            verify(folder)
-    return identity
+    return OpenModel(shape, rope_parameters(config), tokenizer, template, weights, dtypes)
 
 
 class _Source:

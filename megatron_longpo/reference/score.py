@@ -37,7 +37,7 @@ from megatron_longpo.data.dataset import conversation_arrays  # noqa: E402
 from megatron_longpo.data.indexed import PairReader  # noqa: E402
 from megatron_longpo.data.render import Context, TrunkAndBranches  # noqa: E402
 from megatron_longpo.data.trees import TreeKind, tree_lengths  # noqa: E402
-from megatron_longpo.hf.sidecar import check_tokenizer, read_identity  # noqa: E402
+from megatron_longpo.hf.sidecar import Identity, check_tokenizer, read_identity  # noqa: E402
 from megatron_longpo.journal import Journal  # noqa: E402
 from megatron_longpo.locks import Lock  # noqa: E402
 from megatron_longpo.model.build import TRANSFORMER_IMPLS, check_transformer_impl  # noqa: E402
@@ -125,10 +125,7 @@ def score_dataset(
         UserError: dataset and checkpoint do not fit each other, or the ranks do not fit the model.
     """
     started = time.monotonic()
-    reader, identity = PairReader(data), read_identity(checkpoint)
-    check_tokenizer(f"--data {data}", reader.manifest, identity, checkpoint)
-    check_transformer_impl(transformer_impl)
-    check_reference_checkpoint(checkpoint, sizes, "--checkpoint")
+    reader, identity = check_inputs(data, checkpoint, sizes, transformer_impl)
     _refuse_existing(output, may_overwrite)
     manifest = ReferenceManifest(
         dataset_fingerprint=reader.manifest.fingerprint,
@@ -168,6 +165,27 @@ def score_dataset(
         dist.destroy_process_group()
 
 
+def check_inputs(
+    data: Path, checkpoint: Path, sizes: ParallelSizes, transformer_impl: str
+) -> tuple[PairReader, Identity]:
+    """Open dataset and checkpoint, and hold them against each other and the layout.
+
+    Raises:
+        UserError: they do not fit each other, or the ranks do not fit the model.
+    """
+    reader, identity = PairReader(data), read_identity(checkpoint)
+    check_tokenizer(f"--data {data}", reader.manifest, identity, checkpoint)
+    check_transformer_impl(transformer_impl)
+    check_reference_checkpoint(checkpoint, sizes, "--checkpoint")
+    return reader, identity
+
+
+def check_world(num_ranks: int, sizes: ParallelSizes) -> None:
+    """Hold the ranks to be divisible among the axes; raises UserError."""
+    if num_ranks % sizes.together:
+        raise UserError(f"{num_ranks} ranks are not a multiple of tensor x pipeline x context = {sizes.together}")
+
+
 def _refuse_existing(output: Path, may_overwrite: bool) -> None:
     if output.exists() and not may_overwrite:
         raise UserError(f"{output} is already there; add --overwrite to score again")
@@ -190,8 +208,7 @@ def _lock_for_all(folder: Path, output: Path, may_overwrite: bool) -> Lock | Non
 
 def _start_ranks(sizes: ParallelSizes) -> None:
     """Join the ranks that torchrun started, or be the only one."""
-    if (num_ranks := int(os.environ.get("WORLD_SIZE", "1"))) % sizes.together:
-        raise UserError(f"{num_ranks} ranks are not a multiple of tensor x pipeline x context = {sizes.together}")
+    check_world(int(os.environ.get("WORLD_SIZE", "1")), sizes)
     if not dist.is_initialized():
         backend = "gloo" if platform.is_cpu() else "nccl"
         if "MASTER_ADDR" in os.environ:
