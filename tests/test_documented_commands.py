@@ -20,7 +20,7 @@ def commands() -> Iterator[list[str]]:
     """Every ``megatron-longpo VERB ...`` at the start of a line of a page, as words; continued lines are joined."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for command in re.findall(r"^ *(megatron-longpo [a-z-]+(?: [a-z-]+)? --?\w.*)$", text, re.MULTILINE):
+        for command in re.findall(r"^ *(megatron-longpo [a-z-]+(?: [\w./-]+)? --?\w.*)$", text, re.MULTILINE):
             yield shlex.split(command, comments=True)
 
 

@@ -30,6 +30,7 @@ NOT_RUN_BY_HAND = {
     "tests.unit.evaluate.answer_server",
     "tests.unit.generate.run_by_rule",
     "tests.unit.generate.rule_server",
+    "tests.unit.plan.count_flops",
 }
 """A test's other processes."""
 

@@ -32,7 +32,7 @@ TRAINING = {
     "non_finite",
 }  # one layer
 LAYERS = {"data", "model", "objective", "step_settings", "micro_batch", "reference", "hf", "platform", "megatron_hooks"}
-LAYERS |= {"metrics", "metrics_file", "plan"}
+LAYERS |= {"metrics", "metrics_file", "peak_memory", "plan"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": set(),
     "megatron_hooks": set(),
     "platform": {"megatron_hooks"},
+    "peak_memory": {"platform"},
     "strict_json": set(),
     "data": set(),
     "generate": {"data"},

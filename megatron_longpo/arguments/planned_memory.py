@@ -44,7 +44,8 @@ def recompute_of(args: Any) -> Recompute:
     """The planner's word for Megatron's options and ours."""
     if args.longpo_recompute:
         return "keep-attention"
-    return {None: "none", "selective": "selective", "full": "full"}[args.recompute_granularity]
+    found: Recompute = args.recompute_granularity or "none"
+    return found
 
 
 def _trees(settings: LongPOSettings, pairs: list[int]) -> list[Tree]:
