@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_longpo.launch.attempt import next_attempt, refuse_changed, write_attempt
     from megatron_longpo.launch.checks import check
     from megatron_longpo.launch.machine import Machine
+    from megatron_longpo.launch.planned import planned_training
     from megatron_longpo.launch.programs import check_keys
     from megatron_longpo.launch.steps import run_folder, steps
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     plan = steps(recipe, machine)
     refuse_changed(plan, recipe)
     left = check(plan, recipe, machine)
+    if any(step.name == "train" and not step.done.holds() for step in plan):
+        print(planned_training(recipe, machine, has_dataset="train" not in left), end="")
     is_slurm = machine.launcher == "slurm"
     if is_slurm and not args.dry_run and not shutil.which("sbatch"):
         raise UserError("there is no sbatch here; launch on a machine of the cluster, or write the jobs with --dry-run")

@@ -77,23 +77,40 @@ def _add_layout(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the plan, or the layouts."""
-    _check(args)
-    options, kind, data = read_model(args.model), read_kind(args.kind), _data(args)
-    kernel = _kernel(args.longpo_attention_kernel, kind)
-    planner = partial(make_plan, _base(args, options), data=data, kind=kind, kernel=kernel, efficiency=args.efficiency)
-    wanted, batch = _layout(args), args.global_batch_size
-    heading = {"model": str(args.model), "kind": kind, "kernel": kernel, "efficiency": args.efficiency, "data": data}
+    planner, heading = _planner(args)
+    wanted, options, kind = _layout(args), planner.args[0].options, heading["kind"]
+    near = partial(nearest, options=options, gpus_per_node=kind.gpus_per_node, batch=args.global_batch_size)
     if args.search:
-        found = search(layouts(options, wanted.num_gpus, kind.gpus_per_node, batch, wanted), planner)
-        others = [] if found[0].verdict == "OK" else nearest(found[0], options, kind.gpus_per_node, batch, planner)
-        print(json.dumps(as_json(found, others, **heading)) if args.json else search_text(found, others, **heading))
-        return
-    check_divides(options, wanted.tensor, wanted.pipeline, args.model)
-    plan = planner(wanted)
-    others: list[Plan] = []
-    if plan.verdict != "OK":
-        others = nearest(plan, options, kind.gpus_per_node, batch, planner)
-    print(json.dumps(as_json([plan], others, **heading)) if args.json else plan_text(plan, others, **heading))
+        every = layouts(options, wanted.num_gpus, kind.gpus_per_node, args.global_batch_size, wanted)
+        plans = search(every, planner)
+    else:
+        plans = [planned(args)]
+    others = near(plans[0], planner=planner) if plans[0].verdict != "OK" else []
+    if args.json:
+        print(json.dumps(as_json(plans, others, **heading)))
+    else:
+        print(search_text(plans, others, **heading) if args.search else plan_text(plans[0], others, **heading))
+
+
+def planned(args: argparse.Namespace) -> Plan:
+    """Plan the layout that the options say.
+
+    Raises:
+        UserError: an option is wrong, or the layout does not divide model and pairs.
+    """
+    planner, _ = _planner(args)
+    wanted = _layout(args)
+    check_divides(planner.args[0].options, wanted.tensor, wanted.pipeline, args.model)
+    return planner(wanted)
+
+
+def _planner(args: argparse.Namespace) -> tuple[partial[Plan], dict[str, Any]]:
+    """What plans a layout, and what is said above its plans."""
+    _check(args)
+    kind, data = read_kind(args.kind), _data(args)
+    kernel = _kernel(args.longpo_attention_kernel, kind)
+    rest: dict[str, Any] = {"data": data, "kind": kind, "kernel": kernel, "efficiency": args.efficiency}
+    return partial(make_plan, _base(args, read_model(args.model)), **rest), {"model": str(args.model), **rest}
 
 
 def read_model(path: Path) -> dict[str, Any]:

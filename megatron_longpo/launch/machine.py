@@ -33,6 +33,8 @@ class Machine:
     """Where and by what."""
 
     launcher: str
+    gpu: str | None
+    """A kind that the planner knows (plan/machines.py)."""
     nodes: int
     gpus_per_node: int
     """Processes a node, of the stages that run in ranks; without CUDA as well."""
@@ -58,7 +60,7 @@ class Machine:
         """
         said = recipe.said("machine")
         for key in recipe.sections.get("machine", {}):
-            if key not in (known := ("launcher", *NUMBERS, *SBATCH)):
+            if key not in (known := ("launcher", "gpu", *NUMBERS, *SBATCH)):
                 raise UserError(f"{recipe.where('machine', key)}: no such key{near(key, known)}")
         launcher = said.get("launcher", "torchrun")
         if launcher not in LAUNCHERS:
@@ -78,6 +80,7 @@ class Machine:
             )
         return cls(
             launcher=str(launcher),
+            gpu=str(said["gpu"]) if "gpu" in said else None,
             nodes=nodes,
             gpus_per_node=gpus,
             generate_jobs=counts.get("generate-jobs", nodes * gpus),

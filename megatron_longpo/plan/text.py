@@ -22,7 +22,7 @@ def plan_text(plan: Plan, others: Sequence[Plan], **heading: Any) -> str:
     out.print(f"{plan.layout.num_gpus} GPUs: {_sizes(plan.layout)}; {plan.layout.as_options()}\n")
     out.print(_two_columns("memory of the fullest GPU", "GiB", _memory(plan), ".2f"))
     out.print(_two_columns("a mean step", "s", _seconds(plan), ".2f"))
-    out.print(_summary(plan))
+    out.print(summary(plan))
     if plan.verdict != "OK":
         out.print(f"\n{plan.verdict}: {plan.binds} takes most. {_nearest_heading(plan, others)}")
         out.print(_layouts(others)) if others else None
@@ -37,7 +37,7 @@ def search_text(plans: Sequence[Plan], others: Sequence[Plan], **heading: Any) -
     out.print(f"{plans[0].layout.num_gpus} GPUs: {len(plans)} layouts, {fit} of them fit\n")
     out.print(_layouts(plans[:NUM_SHOWN]))
     if fit:
-        out.print(f"\n{_summary(plans[0])}\n{plans[0].layout.as_options()}")
+        out.print(f"\n{summary(plans[0])}\n{plans[0].layout.as_options()}")
     else:
         out.print(f"\n{plans[0].verdict}: {plans[0].binds} takes most. {_nearest_heading(plans[0], others)}")
         out.print(_layouts(others)) if others else None
@@ -122,7 +122,8 @@ def _two_columns(title: str, unit: str, rows: Iterable[tuple[str, float]], form:
     return table
 
 
-def _summary(plan: Plan) -> str:
+def summary(plan: Plan) -> str:
+    """Verdict, time and use of the GPUs."""
     host = f"; {plan.host_bytes / GIB:,.0f} GiB of each machine's own memory" if plan.host_bytes else ""
     return (
         f"{plan.verdict}: {plan.memory.total / GIB:.1f} of {plan.room / GIB:.1f} GiB{host}\n"

@@ -99,7 +99,7 @@ BAD = {
     "[model]\nhf = ''": r"\[model\] hf is ''; needs a folder",
     "[run]\nfolder = true": r"\[run\] folder is True; needs a folder",
     "[machine]\nlauncher = 'srun'": r"bad\.toml:2: \[machine\] launcher is 'srun'; needs torchrun or slurm",
-    "[machine]\ngpu = 8": r"\[machine\] gpu: no such key",
+    "[machine]\ngpus = 8": r"\[machine\] gpus: no such key",
     "[machine]\nnodes = 0": r"\[machine\] nodes is 0; needs a number of at least 1",
     "[machine]\ngpus-per-node = 'all'": r"\[machine\] gpus-per-node is 'all'; needs a number",
     "[machine]\nnodes = 2": r'\[machine\] nodes is 2: launcher = "torchrun" is for one machine',
