@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_longpo.model.flops import squared_lengths, tree_flops
+from megatron_longpo.model.flops import separate_flops, squared_lengths, tree_flops
 from megatron_longpo.plan.machines import GIGA, TERA, GpuKind
 from megatron_longpo.plan.step_shape import Recompute, StepShape
 
@@ -64,8 +64,7 @@ def model_flops(options: Mapping[str, Any], lengths_T3: IntArray) -> float:
 
 def pair_flops(options: Mapping[str, Any], lengths_T3: IntArray) -> float:
     """What the same trees cost as one whole sequence a branch, which others run."""
-    sequences = [(trunk + branch, 0, 0) for trunk, *branches in lengths_T3.tolist() for branch in branches if branch]
-    return model_flops(options, np.array(sequences, np.int64))
+    return 3 * float(separate_flops(options, lengths_T3).sum())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
