@@ -178,7 +178,8 @@ def test_every_replacement_is_compared() -> None:
     source = ast.parse(inspect.getsource(megatron_hooks))
     calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and ast.unparse(node.func) == "replace"]
     names = {ast.literal_eval(call.args[1]) for call in calls}
-    values = {"optimizer_state_keys", "HAVE_APEX_OR_TE", "_GLOBAL_TENSORBOARD_WRITER", "_grad_accum_fusion_available"}
+    values = {"optimizer_state_keys", "HAVE_APEX_OR_TE", "_grad_accum_fusion_available"}
+    values |= {"_GLOBAL_TENSORBOARD_WRITER", "_GLOBAL_WANDB_WRITER", "SummaryWriter", "wandb"}
     assert names == {*PASSED_ON, *(name for _, _, name in ALONE), *values, "consume_seqlen_stats_in_iteration"}
 
 
@@ -197,8 +198,10 @@ def test_every_return_has_the_place_that_is_read(name: str) -> None:
 
 
 def test_tokens_come_before_squared_lengths() -> None:
-    from megatron_longpo import train
+    from megatron_longpo import watch
 
     ((call, results),) = call_sites("consume_seqlen_stats_in_iteration", True)
     assert given(call) == ([], {}) and results == ["total_real_tokens_in_batch", "seqlen_squared_sum_in_batch"]
-    assert "return float(tokens_P[pairs].sum()), float(squares_P[pairs].sum())" in inspect.getsource(train)
+    source = inspect.getsource(watch)
+    assert "count_tokens_of_a_step(self._of_the_last_step(trees.tokens, squares_P))" in source
+    assert "return float(first_P[pairs].sum()), float(second_P[pairs].sum())" in source

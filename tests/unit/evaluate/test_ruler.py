@@ -160,6 +160,7 @@ def test_the_sets_are_read_as_ruler_reads_them(tmp_path: Path) -> None:
         squad_questions(tmp_path / "squad" / "dev-v2.0.json")
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_files_whatever_else_is_made(made: Making, tmp_path: Path) -> None:
     mirror = make_mirror(tmp_path / "mirror").folder
     words = ["make-ruler", "--tokenizer", made.tokenizer, "--mirror", mirror, "--lengths", LENGTH, "--samples", SAMPLES]

@@ -1,8 +1,8 @@
 """FLOPs of real steps as torch counts them while they run: ``python -m tests.unit.plan.count_flops CASES``.
 
-CASES is a JSON list of [ranks, recomputation, trunk, branch]; the sum over the context-parallel ranks of each is
-printed as a JSON list. torch counts causal attention in full and backward passes without their recomputed scores, so
-the attention kernels have formulas here: 2 products of queries by keys forward, 5 backward, the half that is causal.
+CASES is a JSON list of [ranks, list of [recomputation, trunk, branch]]; the sum over the context-parallel ranks of each
+is printed, in a JSON list. torch counts causal attention in full and backward passes without their recomputed scores,
+so the attention kernels have formulas here: 2 products of queries by keys forward, 5 backward, the half that is causal.
 """
 
 import json
@@ -37,15 +37,17 @@ def backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, dropout: flo
     return products(5, q, k, causal)
 
 
-def measure(recompute: str, trunk: int, branch: int, num_ranks: int) -> int:
-    """On one rank."""
-    model = random_mistral(num_ranks)
-    counter = FlopCounterMode(display=False, custom_mapping={ATTENTION: forward, BACKWARD: backward})
-    with counter:
-        step(model, recompute, trunk, branch)
-    return counter.get_total_flops()
+def measure(cases: Sequence[tuple[str, int, int]], num_ranks: int) -> list[int]:
+    """Each case, on one rank."""
+    model, found = random_mistral(num_ranks), list[int]()
+    for recompute, trunk, branch in cases:
+        counter = FlopCounterMode(display=False, custom_mapping={ATTENTION: forward, BACKWARD: backward})
+        with counter:
+            step(model, recompute, trunk, branch)
+        found.append(counter.get_total_flops())
+    return found
 
 
 if __name__ == "__main__":
-    cases = json.loads(sys.argv[1])
-    print(json.dumps([sum(on_ranks(measure, ranks, *case, ranks)) for ranks, *case in cases]))
+    by_ranks = [on_ranks(measure, ranks, cases, ranks) for ranks, cases in json.loads(sys.argv[1])]
+    print(json.dumps([sum(of_ranks) for ranks in by_ranks for of_ranks in zip(*ranks, strict=True)]))
