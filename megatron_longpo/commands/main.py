@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import os
+import select
 import sys
 from io import TextIOWrapper
 
@@ -43,13 +45,27 @@ def run_verb(verb: str, argv: list[str]) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
     try:
-        return module.run(parser.parse_args(argv)) or 0
+        status = module.run(parser.parse_args(argv)) or 0
+        sys.stdout.flush()
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141  # as of a program that SIGPIPE ends
         print(f"megatron-longpo {verb}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"megatron-longpo {verb}: interrupted", file=sys.stderr)
         return 130
+    return status
+
+
+def _nobody_reads() -> bool:
+    """What reads our output has enough, as under `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own last flush
+    return True
 
 
 def _outer_parser(argv: list[str]) -> int:

@@ -171,6 +171,14 @@ def test_it_is_quick_and_needs_no_torch(models: Path) -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
+def test_a_reader_that_has_enough_is_no_error(models: Path) -> None:
+    command = f"{sys.executable} -m megatron_longpo.commands.main plan {models}/mistral --trunk 99 | true"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
