@@ -113,6 +113,7 @@ def test_every_call_gives_arguments_that_exist() -> None:
     assert counts["megatron_longpo/model/build.py"] >= 6 and counts["megatron_longpo/evaluate/short/engines.py"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda one: one.name)
 def test_a_renamed_argument_is_noticed(mutation: Mutation) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument"):

@@ -168,6 +168,7 @@ def test_every_call_of_a_replaced_function() -> None:
     compare_hooks(megatron_hooks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda one: one.name)
 def test_a_swapped_argument_of_a_hook_is_noticed(mutation: Mutation) -> None:
     assert is_noticed(mutation, compare_hooks)

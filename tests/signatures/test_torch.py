@@ -259,11 +259,13 @@ def compare_all_kernels(calls: ModuleType) -> None:
         compare_cudnn(calls, causal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", KERNEL_CALLS, ids=lambda one: one.name)
 def test_a_swapped_argument_of_a_kernel_is_noticed(mutation: Mutation) -> None:
     assert is_noticed(mutation, compare_all_kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", LOGPROB, ids=lambda one: one.name)
 def test_a_swapped_argument_of_a_product_is_noticed(mutation: Mutation) -> None:
     assert is_noticed(mutation, compare_fp32_products)

@@ -165,6 +165,7 @@ def test_the_engine(folder: Path) -> None:
     compare_engine(vllm_engine, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", ENGINE, ids=lambda one: one.name)
 def test_a_changed_call_of_the_engine_is_noticed(mutation: Mutation, folder: Path) -> None:
     assert is_noticed(mutation, lambda module: compare_engine(module, folder))
@@ -174,6 +175,7 @@ def test_the_model_of_the_short_tasks(folder: Path) -> None:
     compare_short(short_engines, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", SHORT, ids=lambda one: one.name)
 def test_a_changed_call_of_the_short_tasks_is_noticed(mutation: Mutation, folder: Path) -> None:
     assert is_noticed(mutation, lambda module: compare_short(module, folder))

@@ -51,6 +51,7 @@ def counted() -> list[int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(len(CASES)))
 def test_executed_is_counted(counted: list[int], place: int) -> None:
     """All ranks of a step together, within 1%: forward, backward, recomputation, the head's second logits."""
