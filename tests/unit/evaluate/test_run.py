@@ -160,6 +160,7 @@ def test_a_model_that_knows_nothing_scores_0_and_its_prompts_are_cut_in_the_midd
     assert cells["ruler_vt"].settings["dtype"] == "float32"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
     mirror: Path, model: Path, endpoint: tuple[str, Path], tmp_path: Path
 ) -> None:
