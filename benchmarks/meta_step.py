@@ -17,6 +17,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
 from megatron.core.pipeline_parallel.schedules import custom_backward, deallocate_output_tensor  # noqa: E402
 
 from benchmarks.memory_tracker import MemoryTracker, Peak  # noqa: E402
+from benchmarks.released_models import MISTRAL_7B  # noqa: E402
 from benchmarks.small_mistral import loss_of  # noqa: E402
 from megatron_longpo.hf.config import megatron_options  # noqa: E402
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config  # noqa: E402
@@ -27,19 +28,6 @@ from megatron_longpo.model.targets import tree_logps  # noqa: E402
 from megatron_longpo.plan.layer_memory import attention_workspace  # noqa: E402
 from megatron_longpo.plan.step_shape import Recompute, StepShape  # noqa: E402
 
-MISTRAL = {
-    "model_type": "mistral",
-    "num_hidden_layers": 32,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 32000,
-    "max_position_embeddings": 131072,
-    "sliding_window": None,
-}
 PARTS_BY_LINE = {
     "exchange.py": "communication",
     "mappings.py": "communication",  # Megatron's, of tensor parallelism
@@ -65,7 +53,7 @@ REST = "residual stream"
 class Setting:
     """A step to count."""
 
-    config: dict[str, Any] = field(default_factory=lambda: MISTRAL)
+    config: dict[str, Any] = field(default_factory=lambda: MISTRAL_7B)
     """Hugging Face's config.json."""
     trunk: int = 131072
     branches: tuple[int, int] = (2048, 2048)

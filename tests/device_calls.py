@@ -19,7 +19,7 @@ meta_device.activate()  # before Megatron is imported
 import torch  # noqa: E402
 from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
 
-from benchmarks.meta_step import MISTRAL  # noqa: E402
+from benchmarks.released_models import MISTRAL_7B  # noqa: E402
 from megatron_longpo.hf.config import megatron_options  # noqa: E402
 from megatron_longpo.micro_batch import micro_batch  # noqa: E402
 from megatron_longpo.model.attention import _TreeAttention, tree_attention, trunk_exchange  # noqa: E402
@@ -105,7 +105,7 @@ def step(num_pairs: int) -> dict[str, int]:
 
 
 def _model() -> torch.nn.Module:
-    options = megatron_options(MISTRAL | {"num_hidden_layers": 1})
+    options = megatron_options(MISTRAL_7B | {"num_hidden_layers": 1})
     config = transformer_config(options, tensor=1, pipeline=1, sequence=False, dtype=torch.bfloat16)
     model = build_model(config, ModelShape.of(options, RopeParameters(rope_theta=1e6), multiple=1))
     return model.to(meta_device.META).bfloat16()

@@ -1,11 +1,9 @@
 """Whether the training of a recipe fits on its GPUs, as far as the planner knows them ([machine] gpu)."""
 
-import argparse
-
 from megatron_longpo.commands import plan
 from megatron_longpo.errors import UserError
 from megatron_longpo.launch.machine import Machine
-from megatron_longpo.launch.programs import options_of
+from megatron_longpo.launch.programs import PLAN, options_of, parse, words_of
 from megatron_longpo.launch.recipe import Recipe, Section
 from megatron_longpo.launch.steps import model_folder, run_folder
 from megatron_longpo.plan.text import summary
@@ -25,18 +23,12 @@ def planned_training(recipe: Recipe, machine: Machine, has_dataset: bool) -> str
     """
     if machine.gpu is None:
         return ""
-    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    plan.add_arguments(parser)
-    words = [
-        model_folder(recipe),
-        *_lengths(recipe, has_dataset),
-        *_layout(recipe.said("train"), set(options_of(parser))),
-    ]
+    words = [model_folder(recipe), *_lengths(recipe, has_dataset), *_layout(recipe.said("train"))]
     words += ["--gpus", str(machine.num_ranks), "--kind", machine.gpu]
     try:
-        found = plan.planned(parser.parse_args(words))
+        found = plan.planned(parse(PLAN, words))
     except UserError as error:
-        raise UserError(f"[train] cannot be planned: {error}") from error
+        raise UserError(f"[train] cannot be planned: {error}; without a plan: --set machine.gpu=false") from error
     command = "megatron-longpo plan " + " ".join(words)
     advice = f"\nsee what would: {command}" if found.verdict != "OK" else ""
     return f"training, planned for {machine.num_ranks} {machine.gpu}: {summary(found)}{advice}\n"
@@ -52,11 +44,8 @@ def _lengths(recipe: Recipe, has_dataset: bool) -> list[str]:
     return ["--trunk", str(max(1, length - BRANCH)), "--branches", str(BRANCH), str(BRANCH)]
 
 
-def _layout(train: Section, known: set[str]) -> list[str]:
+def _layout(train: Section) -> list[str]:
     """The options of training that the planner has too, and what it takes as given."""
-    words: list[str] = []
-    for key, value in train.items():
-        if key in known and value is not False:
-            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    words = words_of(train, options_of(PLAN.parser()))
     words += [] if train.get("bf16") or train.get("fp16") else ["--fp32"]
     return words + ([] if train.get("use-distributed-optimizer") else ["--no-distributed-optimizer"])

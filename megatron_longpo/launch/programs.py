@@ -108,6 +108,10 @@ PROGRAMS: dict[str, tuple[Program, ...]] = {
 """Section -> its programs. A key of [evaluate] goes to each of its three that has such an option."""
 
 
+PLAN = _megatron_longpo("plan", {})
+"""Plans the training of a recipe; no stage."""
+
+
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
     """The long options of a parser, without their hyphens."""
     # argparse has no other way to ask.

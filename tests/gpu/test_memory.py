@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from benchmarks.released_models import MISTRAL_7B
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
 from megatron_longpo.model.forward import forward_pack, pack
@@ -14,19 +15,8 @@ from megatron_longpo.model.rope_parameters import RopeParameters
 from tests.gpu.measured import Measured
 from tests.gpu.models import IMPLS, pair_tree
 
-MISTRAL_7B = {
-    "model_type": "llama",
-    "num_hidden_layers": 2,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 32768,
-    "max_position_embeddings": 262144,
-}
-"""Two layers of it."""
+TWO_LAYERS = MISTRAL_7B | {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 32768}
+TWO_LAYERS |= {"max_position_embeddings": 262144}
 A_SIXTEENTH = {"hidden_size": 256, "intermediate_size": 896, "num_attention_heads": 2, "num_key_value_heads": 1}
 A_SIXTEENTH |= {"vocab_size": 2048}
 
@@ -43,7 +33,7 @@ def test_memory_at_128k(
     """
     full = device.type == "cuda"
     trunk, branch = (131072, 2048) if full else (1024, 64)
-    options = megatron_options(MISTRAL_7B | ({} if full else A_SIXTEENTH))
+    options = megatron_options(TWO_LAYERS | ({} if full else A_SIXTEENTH))
     config = transformer_config(options, tensor=1, pipeline=1, sequence=False, dtype=dtype, transformer_impl=impl)
     config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
     shape = ModelShape.of(options, RopeParameters(rope_theta=1e7), multiple=1)

@@ -6,32 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.released_models import MISTRAL_7B, QWEN_7B
 from megatron_longpo.errors import UserError
 from megatron_longpo.launch.machine import Machine
 from megatron_longpo.launch.planned import planned_training
 from megatron_longpo.launch.recipe import RECIPES, load
 
-MISTRAL = {
-    "model_type": "mistral",
-    "num_hidden_layers": 32,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 32000,
-    "max_position_embeddings": 32768,
-    "sliding_window": None,
-}
-QWEN = MISTRAL | {
-    "model_type": "qwen2",
-    "num_hidden_layers": 28,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-}
 MODELS = [path.name for path in sorted(RECIPES.glob("*-*k.toml"))]
 MACHINES = ["8x80gb.toml", "8xh200.toml", "2x8x80gb.toml"]
 
@@ -39,7 +19,7 @@ MACHINES = ["8x80gb.toml", "8xh200.toml", "2x8x80gb.toml"]
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, Path]:
     found = {"mistral": tmp_path / "mistral", "qwen2.5": tmp_path / "qwen"}
-    for (name, folder), config in zip(found.items(), (MISTRAL, QWEN), strict=True):
+    for (name, folder), config in zip(found.items(), (MISTRAL_7B, QWEN_7B), strict=True):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         assert name
@@ -70,3 +50,7 @@ def test_without_a_kind_nothing_is_planned(folders: dict[str, Path]) -> None:
     assert told(folders, "mistral-7b-128k.toml", sets=("machine.gpu=false",)) == ""
     with pytest.raises(UserError, match=r"\[train\] cannot be planned: --kind h9: choose one of a100-80"):
         told(folders, "mistral-7b-128k.toml", sets=("machine.gpu=h9",))
+    with pytest.raises(
+        UserError, match=r"cannot be planned: .*--cp-comm-type: invalid choice.*--set machine.gpu"
+    ):
+        told(folders, "mistral-7b-128k.toml", sets=("train.cp-comm-type=a2a+p2p",))

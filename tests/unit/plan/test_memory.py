@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.released_models import MISTRAL_7B
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model.parallel_sizes import ParallelSizes
 from megatron_longpo.plan.memory import PARTS, step_memory
@@ -16,19 +17,7 @@ from megatron_longpo.plan.step_shape import StepShape
 
 pytestmark = pytest.mark.ranks
 ROOT = Path(__file__).parents[3]
-MISTRAL = {
-    "model_type": "mistral",
-    "num_hidden_layers": 2,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 32000,
-    "max_position_embeddings": 131072,
-    "sliding_window": None,
-}
+MISTRAL = MISTRAL_7B | {"num_hidden_layers": 2}
 SMALL = MISTRAL | {
     "num_hidden_layers": 4,
     "hidden_size": 512,

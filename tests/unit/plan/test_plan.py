@@ -9,34 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.released_models import MISTRAL_7B, QWEN_7B
 from megatron_longpo.commands.main import main
 from megatron_longpo.data.indexed import PairWriter
 from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches
 
 ROOT = Path(__file__).parents[3]
-MISTRAL = {
-    "model_type": "mistral",
-    "num_hidden_layers": 32,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 32000,
-    "max_position_embeddings": 131072,
-    "sliding_window": None,
-}
-QWEN = MISTRAL | {
-    "model_type": "qwen2",
-    "num_hidden_layers": 28,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "tie_word_embeddings": False,
-}
 LONG = ["--trunk", "131072"]
 GB = 1e9
 
@@ -44,7 +22,7 @@ GB = 1e9
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for name, config in (("mistral", MISTRAL), ("qwen", QWEN)):
+    for name, config in (("mistral", MISTRAL_7B), ("qwen", QWEN_7B)):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config))
     return folder

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.released_models import MISTRAL_7B
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model.parallel_sizes import ParallelSizes
 from megatron_longpo.plan.machines import KINDS
@@ -17,21 +18,7 @@ from megatron_longpo.plan.work import Rates, model_flops, pair_flops, tree_work
 
 pytestmark = pytest.mark.ranks
 ROOT = Path(__file__).parents[3]
-MISTRAL = megatron_options(
-    {
-        "model_type": "mistral",
-        "num_hidden_layers": 32,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": 32000,
-        "max_position_embeddings": 131072,
-        "sliding_window": None,
-    }
-)
+MISTRAL = megatron_options(MISTRAL_7B)
 PAIR = np.array([[131072 - 2048, 2048, 2048]])
 """Two conversations of 131,072 tokens."""
 KEEP: Recompute = "keep-attention"
