@@ -24,9 +24,9 @@ class PeakMemory:
     def bytes(self) -> int:
         """The peak so far; 0 where the system does not say."""
         if not platform.is_cpu():
-            return torch.cuda.max_memory_allocated()
+            return platform.peak_memory()
         code = _resident("RssFile") - self._files  # libraries that have been used since
-        return max(0, _resident("VmHWM") - self._held - code)
+        return max(0, platform.peak_memory() - self._held - code)
 
 
 def _resident(field: str) -> int:

@@ -49,6 +49,7 @@ from megatron_longpo.model.build import build_model  # noqa: E402
 from megatron_longpo.non_finite import StepLosses, check_weights  # noqa: E402
 from megatron_longpo.optimizer import use_rmsprop  # noqa: E402
 from megatron_longpo.peak_memory import PeakMemory  # noqa: E402
+from megatron_longpo.plan.memory import StepMemory  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
 from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
@@ -84,8 +85,9 @@ def _train(console: Console | None) -> None:
     if console:
         prints = args.rank in (0, args.world_size - 1)
         console.keep_in(settings.saves / LOG_FILE if settings.saves and prints else None)
-    if args.rank == 0:
-        say(first_screen(args, settings))
+    planned = planned_memory(args, settings) if args.rank == 0 else None
+    if planned:
+        say(first_screen(args, settings, planned))
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
     losses, watch = StepLosses(), Watch(settings, args)
@@ -100,16 +102,15 @@ def _train(console: Console | None) -> None:
         partial(forward_step, settings=settings.step, losses=losses),
         model_provider=partial(_model, settings=settings),
     )
-    _say_memory(settings)
+    _say_memory(planned)
 
 
-def _say_memory(settings: LongPOSettings) -> None:
-    """The most that a rank held, beside what was planned."""
+def _say_memory(planned: StepMemory | None) -> None:
+    """The most that a rank held, beside what was planned; said by the rank that planned."""
     held = torch.tensor(float(_memory_since_here().bytes()), device=torch.cuda.current_device())
     torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX)
-    if get_args().rank == 0:
-        planned = planned_memory(get_args(), settings).total
-        say(f"memory of a rank: {held.item() / GIB:.3f} GiB at most, {planned / GIB:.3f} GiB planned")
+    if planned:
+        say(f"memory of a rank: {held.item() / GIB:.3f} GiB at most, {planned.total / GIB:.3f} GiB planned")
 
 
 def _is_finished(loaded: Path, ckpt_step: int | None, train_iters: int) -> bool:

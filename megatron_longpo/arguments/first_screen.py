@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 
 from megatron_longpo import __version__, platform
-from megatron_longpo.arguments.planned_memory import planned_memory
 from megatron_longpo.arguments.settings import LongPOSettings
 from megatron_longpo.files import atomic_file
 from megatron_longpo.hf.sidecar import read_identity
 from megatron_longpo.hf.training_record import METRICS_FILE
 from megatron_longpo.metrics_file import metrics_paths
+from megatron_longpo.plan.memory import StepMemory
 from megatron_longpo.reference.options import OnlineSettings
 
 ARGUMENTS_FILE = "arguments.txt"
@@ -18,17 +18,18 @@ ARGUMENTS_FILE = "arguments.txt"
 MIB, GIB = 2**20, 2**30
 
 
-def first_screen(args: argparse.Namespace, settings: LongPOSettings) -> str:
+def first_screen(args: argparse.Namespace, settings: LongPOSettings, memory: StepMemory) -> str:
     """Describe a run in about fifteen lines.
 
     Args:
         args: Megatron's, after validation.
+        memory: what is planned for a rank.
     """
     objective, num_samples = settings.step.objective, args.global_batch_size * args.train_iters
     num_train = len(settings.trees.tokens) - len(settings.held_out)
     rows = {
         "model": _model(args, settings),
-        "memory": _memory(args, settings),
+        "memory": _memory(memory),
         "data": _data(settings),
         "reads": "; ".join(f"{kind.context} trunk + {' + '.join(kind.answers)}" for kind in objective.reads),
         "objective": ", ".join(f"{name} {_short(value)}".rstrip() for name, value in _objective(settings)),
@@ -66,9 +67,7 @@ def _model(args: argparse.Namespace, settings: LongPOSettings) -> str:
     )
 
 
-def _memory(args: argparse.Namespace, settings: LongPOSettings) -> str:
-    """What the planner derives."""
-    memory = planned_memory(args, settings)
+def _memory(memory: StepMemory) -> str:
     parts = {part: memory.parts[part] for part in ("weights", "gradients", "optimizer")}
     parts["activations"] = memory.total - sum(parts.values())
     each = ", ".join(f"{part} {gibibytes(size)}" for part, size in parts.items() if size)

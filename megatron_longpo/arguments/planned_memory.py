@@ -7,7 +7,7 @@ from megatron_longpo import platform
 from megatron_longpo.arguments.settings import LongPOSettings
 from megatron_longpo.model.parallel_sizes import ParallelSizes
 from megatron_longpo.plan.memory import StepMemory, worst_stage
-from megatron_longpo.plan.step_shape import Recompute, StepShape, Tree
+from megatron_longpo.plan.step_shape import Recompute, StepShape
 from megatron_longpo.reference.options import OnlineSettings
 
 
@@ -23,7 +23,7 @@ def planned_memory(args: argparse.Namespace, settings: LongPOSettings) -> StepMe
     return worst_stage(
         StepShape(
             options=vars(args),
-            trees=_trees(settings, pairs),
+            trees=settings.trees.of_pairs(pairs),
             sizes=ParallelSizes.of(args),
             sequence_parallel=args.sequence_parallel,
             data=args.data_parallel_size,
@@ -46,8 +46,3 @@ def recompute_of(args: Any) -> Recompute:
         return "keep-attention"
     found: Recompute = args.recompute_granularity or "none"
     return found
-
-
-def _trees(settings: LongPOSettings, pairs: list[int]) -> list[Tree]:
-    lengths = settings.trees.lengths_T3[[pair in pairs for pair in settings.trees.pair_T.tolist()]]
-    return [(trunk, [branch for branch in branches if branch]) for trunk, *branches in lengths.tolist()]

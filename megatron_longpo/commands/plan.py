@@ -77,15 +77,16 @@ def _add_layout(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the plan, or the layouts."""
-    planner, heading = _planner(args)
-    wanted, options, kind = _layout(args), planner.args[0].options, heading["kind"]
-    near = partial(nearest, options=options, gpus_per_node=kind.gpus_per_node, batch=args.global_batch_size)
+    options, rest = _read(args)
+    planner, wanted = partial(make_plan, _base(args, options), **rest), _layout(args)
+    per_node, batch = rest["kind"].gpus_per_node, args.global_batch_size
     if args.search:
-        every = layouts(options, wanted.num_gpus, kind.gpus_per_node, args.global_batch_size, wanted)
-        plans = search(every, planner)
+        plans = search(layouts(options, wanted.num_gpus, per_node, batch, wanted), planner)
     else:
-        plans = [planned(args)]
-    others = near(plans[0], planner=planner) if plans[0].verdict != "OK" else []
+        check_divides(options, wanted.tensor, wanted.pipeline, args.model)
+        plans = [planner(wanted)]
+    others = nearest(plans[0], options, per_node, batch, planner) if plans[0].verdict != "OK" else []
+    heading = {"model": str(args.model), **rest}
     if args.json:
         print(json.dumps(as_json(plans, others, **heading)))
     else:
@@ -98,19 +99,18 @@ def planned(args: argparse.Namespace) -> Plan:
     Raises:
         UserError: an option is wrong, or the layout does not divide model and pairs.
     """
-    planner, _ = _planner(args)
+    options, rest = _read(args)
     wanted = _layout(args)
-    check_divides(planner.args[0].options, wanted.tensor, wanted.pipeline, args.model)
-    return planner(wanted)
+    check_divides(options, wanted.tensor, wanted.pipeline, args.model)
+    return make_plan(_base(args, options), wanted, **rest)
 
 
-def _planner(args: argparse.Namespace) -> tuple[partial[Plan], dict[str, Any]]:
-    """What plans a layout, and what is said above its plans."""
+def _read(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model by Megatron's names, and by make_plan's names what a plan depends on besides model and layout."""
     _check(args)
     kind, data = read_kind(args.kind), _data(args)
     kernel = _kernel(args.longpo_attention_kernel, kind)
-    rest: dict[str, Any] = {"data": data, "kind": kind, "kernel": kernel, "efficiency": args.efficiency}
-    return partial(make_plan, _base(args, read_model(args.model)), **rest), {"model": str(args.model), **rest}
+    return read_model(args.model), {"data": data, "kind": kind, "kernel": kernel, "efficiency": args.efficiency}
 
 
 def read_model(path: Path) -> dict[str, Any]:

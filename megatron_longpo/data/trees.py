@@ -41,6 +41,11 @@ class TreeLengths(NamedTuple):
         """Add up a value of each tree for each pair of the dataset: [pairs]."""
         return np.bincount(self.pair_T, weights=values_T, minlength=int(self.pair_T.max()) + 1)
 
+    def of_pairs(self, pairs: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """The trees of these pairs: tokens of the trunk, and of each branch that is read."""
+        lengths = self.lengths_T3[np.isin(self.pair_T, pairs)]
+        return [(trunk, [branch for branch in branches if branch]) for trunk, *branches in lengths.tolist()]
+
     @property
     def longest_trunk(self) -> int:
         """In tokens."""

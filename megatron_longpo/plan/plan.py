@@ -11,7 +11,7 @@ from megatron_longpo.data.trees import TreeLengths
 from megatron_longpo.model.flops import tree_flops
 from megatron_longpo.plan.machines import GpuKind
 from megatron_longpo.plan.memory import StepMemory, optimizer_state, worst_stage
-from megatron_longpo.plan.step_shape import StepShape, Tree
+from megatron_longpo.plan.step_shape import StepShape
 from megatron_longpo.plan.work import FloatArray, Rates, model_flops, pair_flops, tree_work
 
 Verdict = Literal["OK", "TIGHT", "OUT OF MEMORY"]
@@ -137,9 +137,8 @@ class Plan:
 
     @property
     def binds(self) -> str:
-        """The part that takes most memory, of those that a setting changes."""
-        parts = {part: size for part, size in self.memory.parts.items() if size}
-        return max(parts, key=lambda part: parts[part])
+        """The part that takes most memory."""
+        return max(self.memory.parts, key=lambda part: self.memory.parts[part])
 
 
 def make_plan(base: StepShape, layout: Layout, data: Data, kind: GpuKind, kernel: str, efficiency: float) -> Plan:
@@ -156,7 +155,7 @@ def make_plan(base: StepShape, layout: Layout, data: Data, kind: GpuKind, kernel
     batches = _batch_plan(data, shape.options, layout.data)
     num_microbatches = batches.num_microbatches(data.num_dealt)
     largest = batches.largest_microbatch(num_microbatches, data.num_dealt)
-    shape = replace(shape, num_microbatches=num_microbatches, trees=_trees(data.trees, largest))
+    shape = replace(shape, num_microbatches=num_microbatches, trees=data.trees.of_pairs(largest))
     rates = Rates(shape=shape, kind=kind, kernel=kernel, efficiency=efficiency)
     lengths, steps = data.trees.lengths_T3, data.num_different / data.global_batch_size
     offloaded = optimizer_state(shape) if layout.offloads_optimizer else 0
@@ -201,11 +200,6 @@ def _batch_plan(data: Data, options: Mapping[str, Any], num_ranks: int) -> Batch
         num_ranks=num_ranks,
         max_tokens=data.max_tokens,
     )
-
-
-def _trees(trees: TreeLengths, pairs: list[int]) -> list[Tree]:
-    lengths = trees.lengths_T3[np.isin(trees.pair_T, pairs)]
-    return [(trunk, [branch for branch in branches if branch]) for trunk, *branches in lengths.tolist()]
 
 
 def _step_seconds(rates: Rates, data: Data, batches: BatchPlan, num_microbatches: int) -> dict[str, float]:

@@ -23,7 +23,8 @@ def screen(argv: list[str], save: Path) -> tuple[str, str, str]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         args, settings = train.parse()
     write_arguments(args)
-    return first_screen(args, settings), (save / "arguments.txt").read_text(), printed.getvalue()
+    memory = train.planned_memory(args, settings)
+    return first_screen(args, settings, memory), (save / "arguments.txt").read_text(), printed.getvalue()
 
 
 def test_the_screen(tmp_path: Path) -> None:
