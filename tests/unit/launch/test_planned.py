@@ -50,7 +50,5 @@ def test_without_a_kind_nothing_is_planned(folders: dict[str, Path]) -> None:
     assert told(folders, "mistral-7b-128k.toml", sets=("machine.gpu=false",)) == ""
     with pytest.raises(UserError, match=r"\[train\] cannot be planned: --kind h9: choose one of a100-80"):
         told(folders, "mistral-7b-128k.toml", sets=("machine.gpu=h9",))
-    with pytest.raises(
-        UserError, match=r"cannot be planned: .*--cp-comm-type: invalid choice.*--set machine.gpu"
-    ):
+    with pytest.raises(UserError, match=r"cannot be planned: .*--cp-comm-type: invalid choice.*--set machine.gpu"):
         told(folders, "mistral-7b-128k.toml", sets=("train.cp-comm-type=a2a+p2p",))
