@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 LOG_FILE = "megatron.log"
 
-_SHOWN = re.compile(r"successfully saved checkpoint|exiting program|^ ?WARNING")
+_SHOWN = re.compile(r"successfully saved checkpoint|exiting program|^ ?WARNING|Unexpected result|(First|Second) rerun")
 _ABSENT_ON_PURPOSE = re.compile(r"one_logger package|size not found in checkpoint args")
 """What an imported checkpoint does not have, and a package of NVIDIA's own."""
 
@@ -74,18 +74,30 @@ def quiet(verbose: bool) -> Generator[Console | None]:
         yield None
         return
     console = Console(sys.stdout)
-    warnings_logger, handler = logging.getLogger("py.warnings"), logging.StreamHandler(console)
-    warnings_logger.addHandler(handler)
-    propagated, warnings_logger.propagate = warnings_logger.propagate, False
     logging.captureWarnings(True)
     try:
-        with redirect_stdout(console):  # type: ignore[type-var]  # it writes and flushes, and hands on the rest
+        with (
+            redirect_stdout(console),  # type: ignore[type-var]  # it writes and flushes, and hands on the rest
+            _led_to(console, "py.warnings"),
+            _led_to(console, "megatron"),
+        ):
             yield console
     finally:
         logging.captureWarnings(False)
-        warnings_logger.removeHandler(handler)
-        warnings_logger.propagate = propagated
         console.close()
+
+
+@contextmanager
+def _led_to(console: Console, name: str) -> Generator[None]:
+    """Let a logger write there and nowhere else."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler(console)
+    logger.addHandler(handler)
+    propagated, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
 
 
 def say(text: str) -> None:

@@ -191,6 +191,23 @@ def change_optimizer(change: Callable[[Any], None], state_names: tuple[str, ...]
     replace(distrib_optimizer, "HAVE_APEX_OR_TE", True)
 
 
+def before_update(skips: Callable[[Any, bool], bool]) -> None:
+    """Let ``skips`` say whether a step leaves weights and optimizer as they are (training.py, get_megatron_optimizer).
+
+    It is called on all ranks with the optimizer, whose gradients are ready, and with whether loss scaling leaves the
+    step out. What follows is the same: optimizer/optimizer.py, ChainedOptimizer.step.
+    """
+    from megatron.training import training
+
+    def get_megatron_optimizer(*args: Any, **kwargs: Any) -> Any:
+        optimizer = stock(*args, **kwargs)
+        prepare = optimizer.prepare_grads
+        optimizer.prepare_grads = lambda: skips(optimizer, prepare())
+        return optimizer
+
+    stock = replace(training, "get_megatron_optimizer", get_megatron_optimizer)
+
+
 def put_writers(tensorboard: Callable[[Any], Any], wandb: Callable[[Any], Any]) -> None:
     """Put what these make around the TensorBoard writer and around the wandb module (or None) in their place
     (global_vars.py), also for the timers of --log-timers-to-tensorboard, which look at what they write to (core/

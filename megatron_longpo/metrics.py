@@ -60,7 +60,7 @@ GROUPS: Mapping[str, tuple[Metric, ...]] = {
         Metric("reference_long_chosen_logp", "nats", "the same on the long context, where both are read"),
     ),
     "Gradient and learning rate": (
-        Metric("grad_norm", "", "before clipping; null where loss scaling skipped the step", held_out=False),
+        Metric("grad_norm", "", "before clipping; null where the step was left out", held_out=False),
         Metric("learning_rate", "", "of the step", held_out=False),
     ),
     "Speed and memory": (

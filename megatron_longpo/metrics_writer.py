@@ -73,7 +73,7 @@ class MetricsWriter:
             self._write({"step": step, "split": "valid", **self._means(VALIDATION), **self._breakdowns})
 
     def end_step(self, step: int) -> None:
-        """Complete the line of a training step, also of one that loss scaling skipped: that has no gradient norm."""
+        """Complete the line of a training step, also of one that was left out: that has no gradient norm."""
         if "batch-size" in self._values:
             self._write(self._training_line(step))
 
@@ -130,7 +130,7 @@ class MetricsWriter:
         self._recent.append(line["seconds"])
         left = round((self._num_steps - line["step"]) * sum(self._recent) / len(self._recent))
         parts += [
-            f"grad norm {norm:.4g}" if norm is not None else "skipped: the gradient overflowed",
+            f"grad norm {norm:.4g}" if norm is not None else "left out",
             f"lr {line['learning_rate']:.4g}",
             f"{speed['trunk'] + speed['branches']:,.0f} tokens/s",
             *([f"MFU {line['mfu']:.1%}"] if "mfu" in line else []),

@@ -7,6 +7,7 @@ package, is our defect and keeps its traceback.
 
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -16,29 +17,47 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_longpo.errors import UserError, one_line
+from megatron_longpo.hf.folder import newest_whole
 
 STEP_FUNCTIONS = {"train_step", "evaluate"}
 """Functions of megatron/training/training.py in whose frames a step runs."""
 
+SAVE_FUNCTIONS = {"save_checkpoint", "maybe_finalize_async_save"}
+"""In whose frames a checkpoint is written, or is found not to have been written in the background."""
+
+LOST = {
+    "Timed out": "other ranks did not answer within --distributed-timeout-minutes: one hangs, or is busy alone",
+    "closed by peer": "another rank has ended; its own message says why",
+    "Connection reset": "another rank has ended; its own message says why",
+}
+"""What gloo says of a rank that it waited for, and what that means. NCCL's watchdog ends the process itself."""
+
 DEFECTS = (TypeError, AttributeError, NameError)
 
 
-def explanation(error: BaseException) -> str | None:
-    """What the user is told, in one line, or None for a defect of ours."""
+def explanation(error: BaseException, save: Path | None = None) -> str | None:
+    """What the user is told, in one line, or None for a defect of ours.
+
+    Args:
+        save: where checkpoints are written.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     functions = {frame.name for frame in frames}
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        # Of one in a loader's process torch makes its traceback the text (torch/_utils.py, ExceptionWrapper).
+        return " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].split())
+    if isinstance(error, RuntimeError) and (lost := [why for sign, why in LOST.items() if sign in str(error)]):
+        return f"{lost[0]} ({_said(error, frames)})"
     if isinstance(error, torch.OutOfMemoryError):
         return f"{one_line(error)}; raise --context-parallel-size, or add --longpo-recompute keep-attention"
     if "load_checkpoint" in functions:
         return f"the checkpoint cannot be resumed: {_said(error, frames)}; {_advice(str(error))}"
     if isinstance(error, SystemExit):
         return None
+    if SAVE_FUNCTIONS & functions:
+        return f"no checkpoint can be written: {_said(error, frames)}" + (f"; {_kept(save)}" if save else "")
     if isinstance(error, OSError):
         return one_line(error)
-    if "save_checkpoint" in functions:
-        return f"no checkpoint can be written: {_said(error, frames)}; is there room in --save?"
     if STEP_FUNCTIONS & functions or isinstance(error, DEFECTS) or _is_ours(frames):
         return None
     return f"Megatron refuses the options: {_said(error, frames)}"
@@ -64,6 +83,13 @@ def _advice(text: str) -> str:
     )
 
 
+def _kept(save: Path) -> str:
+    """What there is to go on from, and the room for more."""
+    step, _ = newest_whole(save)
+    kept = f"; step {step} is kept" if step else ""
+    return f"{shutil.disk_usage(save).free:,} bytes are free in {save}: free some, or choose another --save{kept}"
+
+
 def _is_ours(frames: traceback.StackSummary) -> bool:
     return Path(frames[-1].filename).resolve().is_relative_to(Path(__file__).resolve().parent)
 
@@ -71,8 +97,11 @@ def _is_ours(frames: traceback.StackSummary) -> bool:
 def report(message: str) -> None:
     """Say it once: other ranks wait to be ended by their launcher, and speak only if rank 0 did not fail."""
     rank = int(os.environ.get("RANK", "0"))
-    if rank:
+    if message.startswith(tuple(LOST.values())):
+        time.sleep(8.0)  # the cause speaks first, whatever its rank
+    elif rank:
         time.sleep(3.0)
+    if rank:
         message += f" (rank {rank})"
     print(f"megatron_longpo.train: error: {message}", file=sys.stderr, flush=True)
 

@@ -53,7 +53,7 @@ def loss_function(
     pairs = pair_reports(token_logp_N, batch, cp_group, settings)
     losses_P = torch.stack([pair.loss for pair in pairs])
     if losses is not None:
-        losses.add(losses_P)
+        losses.add(losses_P, (int(sample["pair_index"]) for sample in batch.samples))
     weight_P = torch.stack([sample["weight"] for sample in batch.samples])
     reported = reports(pairs, batch.packed.layout.tail, settings.max_turns, settings.length_buckets)
     return scale_for_megatron(losses_P, *reported, weight_P, cp_group.rank())

@@ -4,6 +4,7 @@ The loop, the optimizer, checkpoints, logging and signals are Megatron's ``pretr
 for: the model and the datasets; the forward step with its loss is step.py.
 """
 
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ import torch  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
 from megatron.core.num_microbatches_calculator import get_num_microbatches  # noqa: E402
-from megatron.training import get_args, pretrain  # noqa: E402
+from megatron.training import get_args, global_vars, pretrain  # noqa: E402
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args  # noqa: E402
 from torch import nn  # noqa: E402
@@ -34,6 +35,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 from megatron_longpo.arguments.first_screen import GIB, first_screen, write_arguments  # noqa: E402
 from megatron_longpo.arguments.parse import parse  # noqa: E402
 from megatron_longpo.arguments.planned_memory import planned_memory  # noqa: E402
+from megatron_longpo.arguments.resume import mend_tracker  # noqa: E402
 from megatron_longpo.arguments.run_settings import recipe_settings  # noqa: E402
 from megatron_longpo.arguments.settings import LongPOSettings  # noqa: E402
 from megatron_longpo.batches import loader  # noqa: E402
@@ -63,7 +65,8 @@ def main() -> int:
         with quiet(_VERBOSE) as console:
             _train(console)
     except (Exception, CheckpointException, SystemExit) as error:
-        message = run_errors.explanation(error)
+        save = getattr(global_vars._GLOBAL_ARGS, "save", None)  # no arguments before options are read
+        message = run_errors.explanation(error, Path(save) if save else None)
         if message is None:
             raise
         if _VERBOSE:
@@ -81,6 +84,7 @@ def _train(console: Console | None) -> None:
         return
     if args.save and args.rank == 0:
         copy_sidecar(settings.source, Path(args.save), settings.shape.rope, args.max_position_embeddings)
+        mend_tracker(args)
         write_arguments(args)  # fails where nothing can be written
     if console:
         prints = args.rank in (0, args.world_size - 1)
@@ -90,7 +94,8 @@ def _train(console: Console | None) -> None:
         say(first_screen(args, settings, planned))
     if settings.rmsprop_alpha is not None:
         use_rmsprop(settings.rmsprop_alpha)
-    losses, watch = StepLosses(), Watch(settings, args)
+    losses = StepLosses(settings.reader.named, lambda: args.curr_iteration + 1, args.longpo_skip_steps)
+    watch = Watch(settings, args, losses)
     _install_hooks(settings, losses)
     watch.install_hooks()
     batches = partial(_batches, settings=settings, watch=watch)
@@ -134,11 +139,23 @@ def _install_hooks(settings: LongPOSettings, losses: StepLosses) -> None:
         megatron_hooks.report_evaluation()
     if not get_args().async_save:
         megatron_hooks.collect_written_parts_here()
-    megatron_hooks.before_save(check_weights)
-    if get_args().check_for_nan_in_loss_and_grad:
+    megatron_hooks.before_save(_prepare_save)
+    if get_args().check_for_nan_in_loss_and_grad or get_args().longpo_skip_steps:
         megatron_hooks.wrap_schedules(losses.after)
+    if get_args().longpo_skip_steps:
+        megatron_hooks.before_update(losses.skips)
     if isinstance(settings.reference, OnlineSettings):
         _score_online(settings.reference, tree_lengths(settings.reader, settings.reference.reads).longest_trunk)
+
+
+def _prepare_save(step: int, chunks: Any) -> None:
+    """Check the weights, and remove a checkpoint of that step, which a killed run or another course left.
+
+    Written over, old and new files could pass for a whole one. No other rank writes before it has planned with rank 0.
+    """
+    check_weights(step, chunks)
+    if get_args().rank == 0:
+        shutil.rmtree(Path(get_args().save) / f"iter_{step:07d}", ignore_errors=True)
 
 
 def _score_online(settings: OnlineSettings, longest_trunk: int) -> None:

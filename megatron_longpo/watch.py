@@ -16,7 +16,7 @@ from megatron_longpo.metrics_file import open_metrics
 from megatron_longpo.metrics_sinks import OtherScalars, Sinks
 from megatron_longpo.metrics_writer import MetricsWriter
 from megatron_longpo.model.flops import separate_flops, squared_lengths, tree_flops
-from megatron_longpo.non_finite import check_step
+from megatron_longpo.non_finite import StepLosses, check_step
 from megatron_longpo.step_clock import StepClock
 from megatron_longpo.step_metrics import take_breakdowns
 from megatron_longpo.throughput import Throughput, peak_tflops
@@ -25,8 +25,8 @@ from megatron_longpo.throughput import Throughput, peak_tflops
 class Watch:
     """Watches one run."""
 
-    def __init__(self, settings: LongPOSettings, args: argparse.Namespace) -> None:
-        self._settings, self._args = settings, args
+    def __init__(self, settings: LongPOSettings, args: argparse.Namespace, losses: StepLosses) -> None:
+        self._settings, self._args, self._losses = settings, args, losses
         self._writer: MetricsWriter | None = None
         """On the last rank, once the checkpoint is loaded."""
         self.phases = StepClock()
@@ -86,7 +86,8 @@ class Watch:
         return added
 
     def _after_train_step(self, means: dict[str, Any], norm: float | None) -> None:
-        peak = check_step(self._args.curr_iteration + 1, means, norm, platform.peak_memory())
+        seen = {} if self._losses.skipped else means
+        peak = check_step(self._args.curr_iteration + 1, seen, norm, platform.peak_memory())
         self.phases.end_optimizer()
         if self._writer:
             self._writer.hold_peak_memory(peak)

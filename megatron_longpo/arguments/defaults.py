@@ -46,6 +46,7 @@ def defaults_of(known: argparse.Namespace) -> dict[str, Any]:
         # Megatron's option is a switch for the unit of the mean; scaling.py makes that unit the pair.
         "calculate_per_token_loss": True,
         **fusions(known.transformer_impl),
+        "rerun_mode": "disabled",  # non_finite.py says why
         # Every checkpoint can be resumed on another (tp, pp, dp) (megatron/core/optimizer/distrib_optimizer.py).
         "dist_ckpt_optim_fully_reshardable": True,
     }
@@ -60,6 +61,11 @@ def defaults_of(known: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--global-batch-size is missing: pairs per optimizer step")
     if known.train_iters is None and known.train_samples is None:
         defaults["train_iters"] = _one_epoch(known.global_batch_size, num_train)
+    if known.async_save:  # of which Megatron says nothing and saves as ever without the first of these
+        strategy = "nvrx" if find_spec("nvidia_resiliency_ext") else "mcore"
+        defaults |= {"use_persistent_ckpt_worker": True, "async_strategy": strategy}
+    if known.longpo_skip_steps:
+        defaults["check_for_nan_in_loss_and_grad"] = False  # at the first bad gradient Megatron's own check stops
     if known.longpo_optimizer == "rmsprop":
         defaults |= {"longpo_rmsprop_alpha": 0.99, "weight_decay": 0.0}  # torch's; Megatron's 0.01 is meant for AdamW
     defaults |= _whole_evaluation(known, num_valid)

@@ -72,6 +72,14 @@ def add_longpo_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         help="decay of the squared gradient's mean (default: 0.99)",
     )
     group.add_argument(
+        "--longpo-skip-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave steps out whose loss or gradient is not finite, so many in a start of the program, and name their "
+        "pairs (default: 0, stop at the first)",
+    )
+    group.add_argument(
         "--longpo-peak-tflops",
         type=float,
         metavar="X",
@@ -79,4 +87,9 @@ def add_longpo_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         "A100 and B200 in bf16, by the device's name; elsewhere MFU is left out)",
     )
     group.add_argument("--longpo-metrics", metavar="FILE", help="append a JSON line a step, as always in --save")
+    group.add_argument(
+        "--longpo-allow-changes",
+        action="store_true",
+        help="go on from a checkpoint of this run with another dataset, reference, objective, batch size or seed",
+    )
     return group

@@ -89,6 +89,7 @@ RANGES: dict[str, Range] = {
             "end_weight_decay",
             "clip_grad",
             "num_workers",
+            "longpo_skip_steps",
             "manual_gc_interval",
             "profile_step_start",
             "profile_step_end",

@@ -28,6 +28,7 @@ from megatron_longpo.arguments.option_ranges import (
     check_packages,
     check_schedule,
 )
+from megatron_longpo.arguments.resume import check_course, choose_checkpoint
 from megatron_longpo.arguments.settings import LongPOSettings
 from megatron_longpo.arguments.validate_options import (
     check_lengths,
@@ -37,12 +38,10 @@ from megatron_longpo.arguments.validate_options import (
     refuse_unsupported,
 )
 from megatron_longpo.batches import plan_batches
-from megatron_longpo.console import say
 from megatron_longpo.data.dataset import PairOrder, split_pairs
 from megatron_longpo.data.indexed import PairReader
 from megatron_longpo.data.packing import BatchPlan
 from megatron_longpo.data.trees import TreeLengths, tree_lengths
-from megatron_longpo.hf.folder import RELEASE, TRACKER_FILE
 from megatron_longpo.hf.rope import checked, rope_parameters, scaling_option
 from megatron_longpo.hf.sidecar import check_tokenizer, read_hf_config, read_identity
 from megatron_longpo.model import kernels
@@ -64,9 +63,11 @@ def parse() -> tuple[argparse.Namespace, LongPOSettings]:
     """
     from megatron.training.global_vars import set_global_variables
 
-    args, settings = check()
+    args, made = check()
     set_global_variables(args)  # which says how large the padded vocabulary is
-    return args, settings()
+    settings = made()
+    check_course(args, settings)
+    return args, settings
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -107,7 +108,7 @@ def check() -> tuple[argparse.Namespace, Callable[[], LongPOSettings]]:
     if isinstance(reference, OnlineSettings):
         identity = read_identity(reference.checkpoint)
         check_tokenizer("the dataset", reader.manifest, identity, reference.checkpoint)
-    _choose_load(args, source)
+    choose_checkpoint(args, source)
     trees = tree_lengths(reader, objective.reads)
     train, held_out, _ = split_pairs(len(reader), args.split)
     order = PairOrder(train, args.seed)
@@ -163,19 +164,6 @@ def _plan(args: argparse.Namespace, order: PairOrder, trees: TreeLengths) -> tup
         num_ranks=num_data_parallel_ranks(args),
         multiple=microbatch_multiple(args),
     )
-
-
-def _choose_load(args: argparse.Namespace, source: Path) -> None:
-    """Resume from --save when it already holds a checkpoint, so that a job requeued with its own command goes on."""
-    if not args.save or not (Path(args.save) / TRACKER_FILE).is_file() or args.pretrained_checkpoint:
-        return
-    if (
-        Path(args.load).resolve() != Path(args.save).resolve()
-        and (source / TRACKER_FILE).read_text().strip() == RELEASE
-    ):
-        if args.rank == 0:
-            say(f"resuming from --save {args.save}, which holds a checkpoint of this run")
-        args.load = args.save
 
 
 def _step_settings(

@@ -29,7 +29,7 @@ def recipe_settings(args: argparse.Namespace, settings: LongPOSettings) -> Setti
     objective = settings.step.objective
     sections = {
         "method": {"description": objective.description, "tags": [*objective.tags, "long-context"]},
-        "objective": objective.settings(settings.step.coefficients) | {"nll_tokens": args.longpo_nll_tokens},
+        "objective": _objective(args, settings),
         "reference": _reference(settings),
         "model": _model(args, settings),
         "optimizer": _optimizer(args),
@@ -42,6 +42,22 @@ def recipe_settings(args: argparse.Namespace, settings: LongPOSettings) -> Setti
     }
     known = {section: {n: v for n, v in values.items() if v is not None} for section, values in sections.items()}
     return {section: values for section, values in known.items() if values}
+
+
+def course(args: argparse.Namespace, settings: LongPOSettings) -> Settings:
+    """The settings that decide which pairs a step has and what its loss means."""
+    batches, data = _batches(args), _data(settings)
+    return {
+        "objective": _objective(args, settings),
+        "reference": _reference(settings),
+        "batches": {name: batches[name] for name in ("global_batch_size", "seed")},
+        "data": {name: data[name] for name in ("fingerprint", "num_held_out_pairs")},
+    }
+
+
+def _objective(args: argparse.Namespace, settings: LongPOSettings) -> dict[str, Any]:
+    own = settings.step.objective.settings(settings.step.coefficients)
+    return own | {"nll_tokens": args.longpo_nll_tokens}
 
 
 def _reference(settings: LongPOSettings) -> dict[str, Any]:

@@ -60,6 +60,9 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         "--cuda-graph-impl (the layout of a pair changes from step to step)": args.cuda_graph_impl != "none",
         "--full-validation": args.full_validation,
         "--no-rope-freq": args.no_rope_freq is not None,
+        f"--longpo-skip-steps with --rerun-mode {args.rerun_mode}": (
+            args.longpo_skip_steps > 0 and args.rerun_mode != "disabled"
+        ),
     }
     for option, is_set in refused.items():
         if is_set:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from megatron_longpo.data.indexed import PairReader
-from megatron_longpo.data.render import Context, TrunkAndBranches
+from megatron_longpo.data.render import Context, RenderedPair, TrunkAndBranches
 from megatron_longpo.errors import UserError
 
 Conversation = dict[str, NDArray[np.int64]]
@@ -164,6 +164,7 @@ class _Samples:
 
     def of_pair(self, pair_index: int, weight: float = 1.0) -> Sample:
         pair = self._reader[pair_index]
+        self._check_tokens(pair, pair_index)
         sample: Sample = {
             "long": conversation_arrays(pair.long),
             "pair_index": np.array(pair_index, np.int64),
@@ -177,3 +178,16 @@ class _Samples:
         if self._with_short:
             sample["short"] = [conversation_arrays(turn) for turn in pair.short]
         return sample
+
+    def _check_tokens(self, pair: RenderedPair, pair_index: int) -> None:
+        """On a GPU a token id outside the vocabulary ends the run without a word of the pair that it stands in."""
+        parts = [
+            tokens for one in (pair.long, *pair.short) for tokens in (one.trunk, one.chosen.tokens, one.rejected.tokens)
+        ]
+        vocab_size = self._reader.manifest.vocab_size
+        highest, lowest = max(int(tokens.max()) for tokens in parts), min(int(tokens.min()) for tokens in parts)
+        if lowest < 0 or highest >= vocab_size:
+            raise UserError(
+                f"{self._reader.named(pair_index)} of {self._reader.prefix} holds token "
+                f"{lowest if lowest < 0 else highest}, the vocabulary is {vocab_size}: damaged; build it again"
+            )

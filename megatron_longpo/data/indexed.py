@@ -245,6 +245,11 @@ class PairReader:
             file.seek(int(self._record_offsets[index]))
             return PairRecord(**json.loads(file.readline()))
 
+    def named(self, index: int) -> str:
+        """What a message calls a pair: its id, and the line that it comes from."""
+        record = self.record(index)
+        return f"pair {record.id!r} ({record.source})" if record.source else f"pair {record.id!r}"
+
     def find(self, pair_id: str) -> int:
         """The index of the pair with this id; raises UserError if there is none."""
         path = dataset_file(self.prefix, ".pairs.jsonl")

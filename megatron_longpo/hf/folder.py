@@ -7,7 +7,7 @@ from megatron_longpo.errors import UserError
 from megatron_longpo.hf.config import architecture
 from megatron_longpo.hf.names import name_table
 from megatron_longpo.hf.sidecar import read_hf_config
-from megatron_longpo.hf.torch_dist import CheckpointReader
+from megatron_longpo.hf.torch_dist import CheckpointReader, fault_of
 from megatron_longpo.hf.weights import CheckpointWeights
 
 RELEASE = "release"
@@ -49,6 +49,40 @@ def step_of(checkpoint: Path, iteration: int | None = None) -> int:
     return 0 if name == RELEASE else int(name.removeprefix("iter_"))
 
 
+def newest_whole(checkpoint: Path) -> tuple[int | None, list[str]]:
+    """The step of the newest whole checkpoint of a run, and what is wrong with what would have come before it.
+
+    That is the tracker's, or else the newest one before it. Later ones than the tracker's are of a course that the run
+    has left by --ckpt-step. Where there is no tracker that can be read, it is the newest of all.
+
+    Returns:
+        (the step, 0 for an imported checkpoint, None if there is none; a phrase for each that is passed over).
+    """
+    steps, tracker = _steps(checkpoint), checkpoint / TRACKER_FILE
+    latest = tracker.read_text(encoding="utf-8", errors="replace").strip() if tracker.is_file() else None
+    if latest == RELEASE:
+        return 0, []
+    faults: list[str] = []
+    if latest is None or not latest.isdecimal():
+        faults.append(f"{TRACKER_FILE} {'is not there' if latest is None else f'holds {latest[:40]!r}'}")
+    elif int(latest) in steps:
+        steps = steps[: steps.index(int(latest)) + 1]
+    else:
+        faults.append(f"iter_{int(latest):07d} is not there")
+        steps = [step for step in steps if step < int(latest)]
+    for step in reversed(steps):
+        fault = fault_of(checkpoint / f"iter_{step:07d}")
+        if fault is None:
+            return step, faults
+        faults.append(f"iter_{step:07d} {fault}")
+    return None, faults
+
+
+def has_steps(checkpoint: Path) -> bool:
+    """Whether a run has begun to save there."""
+    return (checkpoint / TRACKER_FILE).is_file() or bool(_steps(checkpoint))
+
+
 def open_checkpoint(checkpoint: Path, iteration: int | None = None) -> CheckpointWeights:
     """The weights of one checkpoint of a folder, by their Hugging Face names; tensors are read when asked for.
 
@@ -61,11 +95,11 @@ def open_checkpoint(checkpoint: Path, iteration: int | None = None) -> Checkpoin
 
 
 def _offer(checkpoint: Path) -> str:
-    iterations = sorted(
-        int(path.name.removeprefix("iter_"))
-        for path in checkpoint.glob("iter_*")
-        if re.fullmatch(r"iter_\d{7,}", path.name)
-    )
-    if not iterations:
-        return "is no iteration yet"
-    return f"are iterations {', '.join(map(str, iterations))}"
+    steps = _steps(checkpoint)
+    return f"are iterations {', '.join(map(str, steps))}" if steps else "is no iteration yet"
+
+
+def _steps(checkpoint: Path) -> list[int]:
+    """Steps that a folder is there for, the oldest first."""
+    names = (path.name for path in checkpoint.glob("iter_*"))
+    return sorted(int(name.removeprefix("iter_")) for name in names if re.fullmatch(r"iter_\d{7,}", name))

@@ -152,6 +152,31 @@ class CheckpointReader:
         raise UserError(f"{self.directory}: cannot read {what} ({reason}); a file is missing or damaged") from error
 
 
+def fault_of(directory: Path) -> str | None:
+    """What a checkpoint folder lacks of a whole one; None where every file is there and as long as it must be.
+
+    DCP writes ``.metadata``, which says where every tensor lies, after all else (torch/distributed/checkpoint/
+    filesystem.py, FileSystemWriter.finish), and Megatron its format last of all. Contents are not read.
+    """
+    for name in (FORMAT_FILE, _INDEX_FILE):
+        if not (directory / name).is_file():
+            return f"lacks {name}"
+    try:
+        stored = FileSystemReader(directory).read_metadata().storage_data.values()
+    except Exception as error:  # whatever unpickling another file raises
+        return f"has a damaged {_INDEX_FILE} ({type(error).__name__})"
+    sizes: dict[str, int] = {}
+    for piece in stored:
+        sizes[piece.relative_path] = max(sizes.get(piece.relative_path, 0), piece.offset + piece.length)
+    for name, size in sorted(sizes.items()):
+        path = directory / name
+        if not path.is_file():
+            return f"lacks {name}"
+        if (found := path.stat().st_size) < size:
+            return f"has a {name} of {found:,} bytes, needs {size:,}"
+    return None
+
+
 class _WritePlanner(DefaultSavePlanner):
     """Plans the chunks as DCP shards and makes each one when the writer asks for it."""
 

@@ -47,7 +47,7 @@ def test_other_options(work: Workspace, run: Path, options: list[str], said: str
 def test_cut_off(work: Workspace, run: Path) -> None:
     for file in (run / "iter_0000002").glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:1000])
-    refused(work, run, FOUR, "the checkpoint cannot be resumed")
+    refused(work, run, FOUR, "holds no whole checkpoint: iter_0000002 has a __0_0.distcp of 1,000 bytes, needs ")
 
 
 def test_save_where_a_file_is(work: Workspace, tmp_path: Path) -> None:

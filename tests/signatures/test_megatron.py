@@ -125,6 +125,8 @@ class Result(tuple[str, ...]):
 
     chained_optimizers = ()
 
+    def prepare_grads(self) -> None: ...
+
     def __call__(self) -> None: ...
 
 
@@ -141,6 +143,7 @@ def compare_hooks(hooks: ModuleType) -> None:
         for owner, name in replaced_by(hooks.change_optimizer):
             patch.setattr(owner, name, getattr(owner, name))
         made("get_megatron_optimizer", partial(hooks.change_optimizer, seen.append, ()), {})
+    made("get_megatron_optimizer", partial(hooks.before_update, lambda *_: False), {})
     saves = [("iteration", "model")] * len(call_sites("save_checkpoint_and_time", True))
     logs = ["loss_dict", "iteration"] * len(call_sites("training_log", True))
     steps = [("loss_dict", "grad_norm")] * len(call_sites("train_step", True))

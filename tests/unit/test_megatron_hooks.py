@@ -41,6 +41,7 @@ HOOKS: list[tuple[Callable[[], None], Any, str]] = [
     (partial(megatron_hooks.wrap_schedules, dict), training, "get_forward_backward_func"),
     (partial(megatron_hooks.change_optimizer, dict, ("x",)), training, "get_megatron_optimizer"),
     (partial(megatron_hooks.change_optimizer, dict, ("x",)), distrib_optimizer, "HAVE_APEX_OR_TE"),
+    (partial(megatron_hooks.before_update, bool), training, "get_megatron_optimizer"),
     (partial(megatron_hooks.put_writers, str, str), global_vars, "_GLOBAL_TENSORBOARD_WRITER"),
     (partial(megatron_hooks.put_writers, str, str), timers, "SummaryWriter"),
 ]

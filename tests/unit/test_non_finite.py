@@ -39,7 +39,7 @@ def test_gradient_norm() -> None:
 
 
 def test_what_goes_on() -> None:
-    """A step that loss scaling skipped has no norm; a turn that no pair has is 0 / 0."""
+    """A step that was left out has no norm; a turn that no pair has is 0 / 0."""
     assert refusals(1, [{"loss": 1.0, "by_turn/3/margin": nan}], None) == [""]
 
 

@@ -2,10 +2,12 @@
 
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_longpo.data.dataset import split_pairs
@@ -60,7 +62,8 @@ def name_of(value: Any) -> str:
         (AttributeError("x"), ["load_checkpoint"], "cannot be resumed: AttributeError: x"),
         (SystemExit(), ["load_checkpoint"], "cannot be resumed: SystemExit"),
         (AssertionError("OptimizerParamScheduler: 8 and 4"), ["load_checkpoint"], "--override-opt_param-scheduler"),
-        (RuntimeError("zip"), ["train", "save_checkpoint"], "no checkpoint can be written: RuntimeError: zip"),
+        (RuntimeError("gloo: Timed out waiting 60000ms"), ["train_step"], "--distributed-timeout-minutes: one hangs"),
+        (RuntimeError("Connection closed by peer"), ["save_checkpoint"], "another rank has ended; its own message"),
     ],
     ids=name_of,
 )
@@ -84,10 +87,26 @@ def test_defects_keep_their_traceback(error: Any, functions: list[str]) -> None:
     assert explanation(raised(error, *functions)) is None
 
 
+@pytest.mark.parametrize("function", ["save_checkpoint", "maybe_finalize_async_save"])
+def test_a_checkpoint_that_is_not_written(function: str, tmp_path: Path) -> None:
+    """Says what room there is, also of an OSError, and what is kept: here nothing."""
+    text = explanation(raised(OSError(28, "No space left on device"), "train", function), tmp_path)
+    assert text is not None and text.startswith("no checkpoint can be written: OSError: [Errno 28] No space left")
+    assert f"bytes are free in {tmp_path}" in text and "kept" not in text
+
+
 def test_what_every_rank_says_of_a_checkpoint_is_its_cause() -> None:
     error = CheckpointException("load", {0: (ValueError("size mismatch"), None)})  # type: ignore[dict-item]
     text = explanation(raised(error, "load_checkpoint"))
     assert text is not None and "ValueError: size mismatch;" in text and "Traceback" not in text
+
+
+def test_what_a_process_of_the_loader_says() -> None:
+    try:
+        raise UserError("pair 'a' (p.jsonl:3) holds token 9\nand more")
+    except UserError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    assert explanation(raised(wrapped.reraise, "train_step")) == "pair 'a' (p.jsonl:3) holds token 9 and more"
 
 
 def test_other_ranks_speak_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,5 +116,7 @@ def test_other_ranks_speak_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         monkeypatch.setenv("RANK", rank)
         report("bad")
     assert waits == [3.0]
+    report("another rank has ended; its own message says why")
+    assert waits == [3.0, 8.0]
     prefix = "megatron_longpo.train: error: bad"
-    assert capsys.readouterr().err.splitlines() == [prefix, f"{prefix} (rank 3)"]
+    assert capsys.readouterr().err.splitlines()[:2] == [prefix, f"{prefix} (rank 3)"]

@@ -1,5 +1,8 @@
 """data/dataset.py: the samples, the shuffle, splits as Megatron rounds."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -142,3 +145,18 @@ def test_a_split_that_is_none_is_refused(split: str) -> None:
 def test_a_part_that_would_get_no_pair_is_refused() -> None:
     with pytest.raises(UserError, match="'99,1,0' leaves no validation pair of 12"):
         split_pairs(12, "99,1,0")
+
+
+def test_a_damaged_pair_is_named(tmp_path: Path) -> None:
+    """A token that no vocabulary has, in the last of three pairs."""
+    prefix = tmp_path / "set"
+    write(prefix, make_pairs(0, [1, 1, 2]))
+    size = prefix.with_suffix(".bin").stat().st_size
+    with prefix.with_suffix(".bin").open("r+b") as file:
+        file.seek(size - 2)
+        file.write(b"\xff\xff")
+    reader = PairReader(prefix)
+    dataset = PairDataset(reader, range(3).__getitem__)
+    assert dataset[1]["pair_index"] == 1
+    with pytest.raises(UserError, match=rf"^{re.escape(reader.named(2))} of .*set holds token \S+, the vocabulary is"):
+        dataset[2]

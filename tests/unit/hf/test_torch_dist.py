@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_longpo.errors import UserError
-from megatron_longpo.hf.torch_dist import CheckpointReader, Chunk, write_checkpoint
+from megatron_longpo.hf.torch_dist import CheckpointReader, Chunk, fault_of, write_checkpoint
 
 KEY = "decoder.layers.x.weight"
 
@@ -117,3 +117,22 @@ def test_missing_file(tmp_path: Path) -> None:
     next((tmp_path / "c").glob("*.distcp")).unlink()
     with pytest.raises(UserError, match="a file is missing or damaged"):
         CheckpointReader(tmp_path / "c").read(KEY, (0, 0, 0), (3, 4, 5))
+
+
+def test_what_a_folder_lacks(tmp_path: Path) -> None:
+    """Of a whole checkpoint nothing; then a byte of a file, a file, and what is written last."""
+    write(tmp_path / "c")
+    assert fault_of(tmp_path / "c") is None
+    (file,) = (tmp_path / "c").glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert (
+        fault_of(tmp_path / "c")
+        == f"has a {file.name} of {file.stat().st_size:,} bytes, needs {file.stat().st_size + 1:,}"
+    )
+    file.unlink()
+    assert fault_of(tmp_path / "c") == f"lacks {file.name}"
+    (tmp_path / "c" / ".metadata").write_bytes(b"half")
+    assert fault_of(tmp_path / "c") == "has a damaged .metadata (UnpicklingError)"
+    (tmp_path / "c" / ".metadata").unlink()
+    assert fault_of(tmp_path / "c") == "lacks .metadata"
+    assert fault_of(tmp_path / "none") == "lacks metadata.json"
