@@ -41,7 +41,7 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float
                 process.start()
             _wait(ranks, folder, timeout)
         finally:
-            _kill(ranks)
+            kill(ranks)
         return [pickle.loads((folder / f"result{rank}").read_bytes()) for rank in range(num_ranks)]
 
 
@@ -71,18 +71,15 @@ def launch(
         RuntimeError: the time ran out; all ranks are killed.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        ranks = [
-            _server.Process(target=_program_main, args=(main, argv, rank, num_ranks, port, folder))
-            for rank in range(num_ranks)
-        ]
+        folder = Path(name)
+        ranks = program(main, argv, num_ranks, folder)
         deadline = time.monotonic() + timeout
         try:
             for process in ranks:
                 process.start()
             while any(p.exitcode is None for p in ranks) and not any(p.exitcode for p in ranks):
                 if kill_when():
-                    _kill(ranks)
+                    kill(ranks)
                     break
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{argv} hangs after {timeout} s:\n{_log(folder, 0)[-3000:]}")
@@ -91,11 +88,20 @@ def launch(
             while any(p.exitcode is None for p in ranks) and time.monotonic() < grace:
                 time.sleep(0.01)
         finally:
-            _kill(ranks)
+            kill(ranks)
         return Finished(_status(ranks), _log(folder, 0))
 
 
-def _kill(ranks: Sequence[BaseProcess]) -> None:
+def program(main: Callable[[], int], argv: list[str], num_ranks: int, folder: Path) -> list[BaseProcess]:
+    """The ranks of a program, not yet started; rank 0 writes ``log0`` in ``folder``, and so on."""
+    port = free_port()
+    return [
+        _server.Process(target=_program_main, args=(main, argv, rank, num_ranks, port, folder))
+        for rank in range(num_ranks)
+    ]
+
+
+def kill(ranks: Sequence[BaseProcess]) -> None:
     """Kill the ranks and what they started: each leads a process group of its own."""
     for process in ranks:
         if process.pid is not None:
@@ -126,7 +132,7 @@ def _program_main(main: Callable[[], int], argv: list[str], rank: int, num_ranks
 
 
 def _redirect(path: Path) -> None:
-    """Lead a new process group, so that _kill reaches every descendant, and write to ``path``."""
+    """Lead a new process group, so that kill reaches every descendant, and write to ``path``."""
     os.setsid()
     log = os.open(path, os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
