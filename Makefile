@@ -8,7 +8,8 @@ unexport PYTHONPATH
 export UV_PYTHON_DOWNLOADS := never
 python := .venv/bin/python
 sources := setup.py megatron_longpo tools scripts tests examples benchmarks
-site := $(python) -m mkdocs build --strict --quiet
+# The variable: no word about the next mkdocs, which the theme does not follow.
+site := NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 locked_extras := quickstart arrow generate ray evaluate bench docs wandb dev
 
 # Beyond eight, importing torch in every worker costs more than it saves.

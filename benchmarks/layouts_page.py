@@ -20,8 +20,8 @@ OPTIONS = ("--gpus", "8", "--longpo-optimizer", "rmsprop", "--search", "--json")
 def layouts_table() -> str:
     """The first layout of each search, as Markdown."""
     lines = [
-        "| model | trunk | 8 GPUs | options | GiB of a GPU | layouts that fit |",
-        "|---|--:|---|---|--:|--:|",
+        "| model | trunk | 8 GPUs | tensor | pipeline | context | data | recomputation | GiB of a GPU | layouts fit |",
+        "|---|--:|---|--:|--:|--:|--:|---|--:|--:|",
     ]
     for name, config in MODELS.items():
         for kind in GPUS:
@@ -33,10 +33,11 @@ def layouts_table() -> str:
 def _row(name: str, config: Mapping[str, Any], kind: str, trunk: int) -> str:
     plans = _search(config, kind, trunk)
     fit = [plan for plan in plans if plan["verdict"] == "OK"]
-    if not fit:
-        return f"| {name} | {trunk:,} | {kind} | none | | 0 of {len(plans)} |"
-    gib = fit[0]["memory_bytes_in_all"] / 2**30
-    return f"| {name} | {trunk:,} | {kind} | `{fit[0]['options']}` | {gib:.0f} | {len(fit)} of {len(plans)} |"
+    cells: list[Any] = ["none", "", "", "", "", ""]
+    if fit:
+        layout, gib = fit[0]["layout"], fit[0]["memory_bytes_in_all"] / 2**30
+        cells = [layout[axis] for axis in ("tensor", "pipeline", "context", "data", "recompute")] + [f"{gib:.0f}"]
+    return "| " + " | ".join(map(str, (name, f"{trunk:,}", kind, *cells, f"{len(fit)} of {len(plans)}"))) + " |"
 
 
 def _search(config: Mapping[str, Any], kind: str, trunk: int) -> list[dict[str, Any]]:
