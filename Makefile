@@ -9,7 +9,7 @@ export UV_PYTHON_DOWNLOADS := never
 python := .venv/bin/python
 sources := setup.py megatron_longpo tools scripts tests examples benchmarks
 # The variable: no word about the next mkdocs, which the theme does not follow.
-site := NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+site := NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 locked_extras := quickstart arrow generate ray evaluate bench docs wandb dev
 
 # Beyond eight, importing torch in every worker costs more than it saves.
