@@ -21,12 +21,17 @@ COPY requirements.txt setup.py README.md ./
 COPY scripts scripts
 COPY megatron_longpo/__init__.py megatron_longpo/
 RUN scripts/environment.sh
-# Not in requirements.txt: its PyTorch part is compiled here, against the torch just installed and the image's CUDA.
-RUN scripts/uv.sh pip install -c requirements.txt wheel ninja pybind11 cmake \
-    && NVTE_FRAMEWORK=pytorch scripts/uv.sh pip install -c requirements.txt --no-build-isolation -e '.[gpu]'
+# Not in requirements.txt: its PyTorch part is compiled here, against the torch just installed and the image's CUDA. Its
+# version is the newest whose signatures our calls were compared with (tests/signatures).
+ARG TRANSFORMER_ENGINE=2.20.2
+RUN scripts/uv.sh pip install -c requirements.txt wheel==0.48.0 ninja==1.13.2 pybind11==3.1.0 cmake==4.4.5 \
+    && NVTE_FRAMEWORK=pytorch scripts/uv.sh pip install -c requirements.txt --no-build-isolation \
+        "transformer-engine[core_cu13,pytorch]==$TRANSFORMER_ENGINE"
 # Apex has no wheel and is compiled too: weight gradients for --transformer-impl local (docs/training.md).
 ARG APEX=
-RUN if [ -n "$APEX" ]; then \
-        APEX_CPP_EXT=1 APEX_CUDA_EXT=1 scripts/uv.sh pip install -c requirements.txt --no-build-isolation "$APEX"; \
-    fi
+RUN case "$APEX" in \
+        "") ;; \
+        *@*) APEX_CPP_EXT=1 APEX_CUDA_EXT=1 scripts/uv.sh pip install -c requirements.txt --no-build-isolation "$APEX" ;; \
+        *) echo "APEX=$APEX names no version: end it with @ and a tag or a commit" >&2 && exit 2 ;; \
+    esac
 COPY . .

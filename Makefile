@@ -7,8 +7,10 @@ SHELL := /bin/bash
 unexport PYTHONPATH
 export UV_PYTHON_DOWNLOADS := never
 python := .venv/bin/python
-sources := setup.py megatron_longpo tools tests examples benchmarks
-locked_extras := quickstart arrow generate ray evaluate bench dev
+sources := setup.py megatron_longpo tools scripts tests examples benchmarks
+# The variable: no word about the next mkdocs, which the theme does not follow.
+site := NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+locked_extras := quickstart arrow generate ray evaluate bench docs wandb dev
 
 # Beyond eight, importing torch in every worker costs more than it saves.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 8 ? 8 : n)))
@@ -16,7 +18,8 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 8 ? 8 : n)))
 pytest := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest
 sharded := -n $(WORKERS) --dist loadgroup --durations 10
 
-.PHONY: help env lock quickstart quickstart-smollm2 test test-all test-gpu test-gpu-te mutations check check-format check-lint check-types check-layers format clean
+.PHONY: help env lock quickstart quickstart-smollm2 test test-all test-gpu test-gpu-te mutations check check-format \
+  check-lint check-types check-layers check-docs docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,7 +62,7 @@ test-gpu-te: $(gpu_env) ## what needs Transformer Engine
 mutations: env ## seed known faults in a copy of the tree, one by one; the tests must catch each
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m tests.mutations
 
-check: check-format check-lint check-types check-layers ## format, lint, types, import layers
+check: check-format check-lint check-types check-layers check-docs ## format, lint, types, import layers, documentation
 
 check-format: env
 	$(python) -m ruff format --check $(sources)
@@ -73,10 +76,16 @@ check-types: env
 check-layers: env
 	$(pytest) -q tests/test_import_layers.py tests/test_repository.py
 
+check-docs: env
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(site) --site-dir "$$folder"
+
+docs: env ## the documentation as a site in site/, read by a browser from the disk or any server
+	$(site)
+
 format: env ## rewrite the sources in the project's format
 	$(python) -m ruff format $(sources)
 	$(python) -m ruff check --fix $(sources)
 
 clean: ## remove what was built here; .venv stays
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . \( -path ./.git -o -path ./.venv \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,10 @@ EXTRAS = {
     "bench": ["matplotlib"],
     # The model of the quickstart is a GGUF file, which transformers reads with these two.
     "quickstart": ["accelerate", "gguf", "matplotlib"],
+    # The documentation site: make docs.
+    "docs": ["mkdocs-material"],
+    # training's --wandb-project.
+    "wandb": ["wandb"],
     "dev": [
         "fastapi",  # these two: `transformers serve`, which the tests of generate's openai engine talk to
         "uvicorn",

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.gpu_paths import PATHS
 from benchmarks.gpu_results import read_runs
 from benchmarks.gpu_status import page as gpu_status
+from benchmarks.layouts_page import layouts_table
 from benchmarks.memory_page import memory_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,6 +198,7 @@ SENTENCES = {
 PAGES = {
     "README.md": partial(table, ("miniature", "sharing", "recompute", "logprob_memory")),
     "docs/benchmarks.md": partial(table, tuple(SENTENCES)),
+    "docs/layouts.md": layouts_table,
     "docs/memory.md": _memory,
     "docs/plan.md": _plan_accuracy,
 }

@@ -6,6 +6,7 @@ inside the hooks, because platform.py must have prepared the process before.
 
 import importlib.util
 import queue
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -206,6 +207,18 @@ def before_update(skips: Callable[[Any, bool], bool]) -> None:
         return optimizer
 
     stock = replace(training, "get_megatron_optimizer", get_megatron_optimizer)
+
+
+def import_timers() -> None:
+    """Import Megatron's timers without W&B, which they would import where it is installed (core/timers.py): two seconds
+    of every start. `put_writers` hands it to them where it is used."""
+    if "wandb" in sys.modules:
+        return
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # what Python takes for a module that is not there
+    try:
+        import megatron.core.timers  # noqa: F401
+    finally:
+        del sys.modules["wandb"]
 
 
 def put_writers(tensorboard: Callable[[Any], Any], wandb: Callable[[Any], Any]) -> None:

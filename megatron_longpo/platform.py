@@ -20,7 +20,7 @@ import torch
 from torch.distributed import ReduceOp
 from torch.utils._device import _device_constructors
 
-from megatron_longpo.megatron_hooks import replace
+from megatron_longpo.megatron_hooks import import_timers, replace
 
 _CPU = torch.device("cpu")
 _is_active = False
@@ -56,6 +56,7 @@ def activate(announce: bool = True) -> bool:
     # arguments.py asks for it under tensor and context parallelism before Blackwell; CUDA reads it as it starts.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
+        import_timers()
         return False
     # Megatron saves in the background with the help of child processes, which load this module once more.
     if announce and os.environ.get("RANK", "0") == "0" and parent_process() is None:
@@ -199,6 +200,7 @@ def _patch_tensor_and_module() -> None:
 
 
 def _patch_megatron() -> None:
+    import_timers()
     import megatron.core.tensor_parallel.random as megatron_random
 
     # random.py sets the state of a CUDA generator by index; activation recomputation restores it this way.

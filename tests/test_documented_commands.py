@@ -1,27 +1,83 @@
 """The commands in the pages and examples have the options that the programs have, and the pages have all of ours."""
 
 import argparse
-import importlib
+import functools
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from megatron_longpo.commands.main import VERBS
+from megatron_longpo.errors import UserError
 from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, option_name
+from scripts.write_options import training_parser, verb_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
+PAGES = [
+    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
+
+RUN_BY = {
+    "launch": "tests/integration/test_launch.py",
+    "generate": "tests/integration/test_generate.py",
+    "build": "tests/workspace.py",
+    "import-data": "tests/unit/commands/test_import_data.py",
+    "inspect": "tests/unit/commands/test_inspect.py",
+    "import-hf": "tests/workspace.py",
+    "export-hf": "tests/integration/test_train.py",
+    "score-reference": "tests/workspace.py",
+    "plan": "tests/unit/plan/test_plan.py",
+    "report": "tests/unit/report/test_page.py",
+    "evaluate": "tests/integration/test_evaluate_scripts.py",
+}
+"""Verb -> what runs it, on small models and without a GPU. The commands of the pages themselves are parsed here."""
+
+NOT_PARSED = {
+    "megatron-longpo --help": "tests/test_help.py runs it",
+    "pip": "needs a package registry",
+    "uv": "needs a package registry",
+    "vllm/bin/vllm": "needs a GPU, and vLLM",
+    "APEX_CPP_EXT=1": "needs CUDA's compiler",
+    "export": "a setting of the shell",
+    "source": "the shell's own",
+    "OMP_NUM_THREADS=1 pytest": "pytest's own options",
+}
+"""How a command of a page begins that none of our parsers reads -> why. Those with GPUs in them (`--nproc-per-node 8`,
+`--engine vllm`, models of 7B) are parsed; what has run on a GPU is in docs/gpu-status.md."""
 
 
 def commands() -> Iterator[list[str]]:
-    """Every ``megatron-longpo VERB ...`` at the start of a line of a page, as words; continued lines are joined."""
+    """The words of every command of the pages, in ```bash blocks and in indented ones; continued lines are joined."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for command in re.findall(r"^ *(megatron-longpo [a-z-]+(?: [\w./-]+)? --?\w.*)$", text, re.MULTILINE):
-            yield shlex.split(command, comments=True)
+        blocks = re.findall(r"^ *```bash\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+        blocks += re.findall(r"^    (?:megatron-longpo|torchrun|python -m|make|export) .*$", text, re.MULTILINE)
+        for line in "\n".join(blocks).splitlines():
+            words = shlex.split(line, comments=True)
+            for is_and, part in itertools.groupby(words, "&&".__eq__):
+                if not is_and:
+                    yield list(part)
+
+
+COMMANDS = list({" ".join(words): words for words in commands()}.values())
+
+
+@functools.cache
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """The parser of a program that runs under torchrun."""
+    return training_parser() if module == "megatron_longpo.train" else verb_parser("score-reference")
+
+
+def targets() -> set[str]:
+    """The targets of the Makefile."""
+    return set(re.findall(r"^([a-z-]+[a-z0-9-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def our_options() -> set[str]:
@@ -33,17 +89,44 @@ def our_options() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_documented_command_is_read(words: list[str]) -> None:
-    _, verb, *options = words
-    assert verb in VERBS
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    importlib.import_module(f"megatron_longpo.commands.{verb.replace('-', '_')}").add_arguments(parser)
-    parser.parse_args(options)
+    if any(" ".join(words).startswith(f"{known} ") or " ".join(words) == known for known in NOT_PARSED):
+        return
+    match words:
+        case ["megatron-longpo", verb, *options]:
+            verb_parser(verb).parse_args(options)
+        case ["torchrun", *options]:
+            torchrun = get_args_parser().parse_args(options)
+            assert torchrun.module and find_spec(torchrun.training_script)
+            parser_of(torchrun.training_script).parse_args(torchrun.training_script_args)
+        case ["python", "-m", module, *_]:
+            assert find_spec(module)  # its options are those of its --help (tests/test_help.py)
+        case ["make", *asked]:
+            assert {word for word in asked if "=" not in word} <= targets()
+        case [option, *_] if option.startswith("--"):  # options of training alone
+            training_parser().parse_args(words)
+        case _:
+            raise AssertionError(f"no parser reads {' '.join(words)!r}, and NOT_PARSED does not say why")
 
 
-def test_the_pages_have_a_command_of_every_verb() -> None:
-    assert {words[1] for words in commands()} == set(VERBS)
+def test_an_option_that_is_not_there_would_be_found() -> None:
+    for wrong in (["megatron-longpo", "build", "--inputs", "x"], ["torchrun", "-m", "megatron_longpo.train", "--bf61"]):
+        with pytest.raises((SystemExit, UserError)):
+            test_a_documented_command_is_read(wrong)
+
+
+def test_programs_and_targets_in_the_text_are_there() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    modules = set(re.findall(r"python -m ([a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*)\b(?!\.[A-Z])", text))
+    assert len(modules) > 20 and {module for module in modules if not find_spec(module)} == set()
+    assert set(re.findall(r"`make ([a-z][a-z0-9-]*)", text)) <= targets()
+
+
+def test_the_pages_have_a_command_of_every_verb_and_a_test_runs_it() -> None:
+    assert {words[1] for words in COMMANDS if words[0] == "megatron-longpo"} - {"--help"} == set(VERBS) == set(RUN_BY)
+    for verb, file in RUN_BY.items():
+        assert f'"{verb}"' in (ROOT / file).read_text(encoding="utf-8"), (verb, file)
 
 
 def test_the_training_page_has_our_options_and_no_others() -> None:

@@ -16,7 +16,7 @@ from megatron_longpo.commands.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("megatron_longpo", "scripts", "tools", "tests", "examples", "benchmarks", ".ci")
-SOURCE_SUFFIXES = {".py", ".sh", ".toml", ".yaml", ".txt", ""}
+SOURCE_SUFFIXES = {".py", ".sh", ".toml", ".yaml", ".yml", ".txt", ""}
 MAX_LINES = 300
 
 # A folder that exists on one machine only, at the start of a path.

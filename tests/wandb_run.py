@@ -35,12 +35,12 @@ def records(content: bytes) -> Iterator[bytes]:
 
 def history(folder: Path) -> dict[int, dict[str, Any]]:
     """Step -> name -> value of the only run below ``folder``."""
-    from wandb.proto import wandb_internal_pb2  # type: ignore[import-not-found]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made as it is imported
 
     (file,) = folder.rglob("*.wandb")
     found: dict[int, dict[str, Any]] = {}
     for data in records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}

@@ -138,7 +138,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--adam-beta1", "1"], "--adam-beta1 1 must be at least 0 and below 1"),
     (["--adam-eps", "0"], "--adam-eps 0 must be above 0"),
     (["--num-workers", "-1"], "--num-workers -1 must be at least 0"),
-    (["--wandb-project", "p", "--wandb-exp-name", "e"], "--wandb-project needs the package wandb"),
+    (["--wandb-project", "p"], "--wandb-project needs --wandb-exp-name"),
     (["--tensorboard-dir", "FILE/tb"], "is not a folder; choose another"),
     (["--longpo-metrics", "FILE/m.jsonl"], "is not a folder; choose another"),
     (["--longpo-metrics", "FILE"], "not a line of metrics; choose another file"),

@@ -1,6 +1,5 @@
 """W&B, TensorBoard, the metrics file and the log of one run hold the same numbers under the same names."""
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from tests.ranks import launch
 from tests.wandb_run import history
 from tests.workspace import Workspace, make_workspace, train_argv, train_main
 
-HAS_WANDB = importlib.util.find_spec("wandb") is not None
-
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
@@ -41,8 +38,7 @@ def run(work: Workspace) -> Path:
     save = work.folder / "run"
     options = ["--save", save, "--train-iters", "3", "--split", "70,30,0", "--eval-interval", "2"]
     options += ["--save-interval", "2", "--tensorboard-dir", save / "tensorboard", "--longpo-peak-tflops", "0.5"]
-    if HAS_WANDB:
-        options += ["--wandb-project", "longpo", "--wandb-exp-name", "run", "--wandb-save-dir", save]
+    options += ["--wandb-project", "longpo", "--wandb-exp-name", "run", "--wandb-save-dir", save]
     for more in (["--exit-interval", "2"], []):
         finished = launch(train_offline, train_argv(work, *options, *more), num_ranks=2)
         assert finished.status == 0, finished.output
@@ -83,7 +79,6 @@ def test_log(run: Path, named: dict[tuple[int, str], float]) -> None:
     assert found == named
 
 
-@pytest.mark.skipif(not HAS_WANDB, reason="wandb is not installed")
 def test_wandb(run: Path, named: dict[tuple[int, str], float]) -> None:
     """A start of the program is a run of W&B's."""
     found: dict[tuple[int, str], Any] = {}

@@ -4,7 +4,9 @@ A hook is tested on Megatron's own module with the function it wraps exchanged f
 themselves need a model and ranks; that Megatron calls each is shown by the runs of tests/integration.
 """
 
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import pytest
 
 from megatron_longpo import megatron_hooks, platform
 from megatron_longpo.errors import UserError
+from tests.ranks import run_ranks
 
 platform.activate(announce=False)
 
@@ -213,3 +216,14 @@ def test_put_writers(monkeypatch: pytest.MonkeyPatch, has_wandb: bool) -> None:
         kept.write(["optimizer"], writer, 3)
     ours.add_scalar.assert_called_once_with("optimizer-time", 2.0, 3)
     assert around_wandb.log.call_args_list == ([call({"optimizer-time": 2.0}, 3)] if has_wandb else [])
+
+
+def wandb_is_imported() -> bool:
+    return "wandb" in sys.modules
+
+
+@pytest.mark.ranks
+def test_a_start_does_not_import_wandb() -> None:
+    """The server of ranks has imported Megatron."""
+    assert importlib.util.find_spec("wandb") is not None
+    assert run_ranks(wandb_is_imported, 1) == [False]

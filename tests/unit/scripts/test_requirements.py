@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -11,15 +12,20 @@ ROOT = Path(__file__).resolve().parents[3]
 NOT_LOCKED = {"gpu", "evaluate"}  # Transformer Engine is compiled against the torch at hand; lm-eval is the user's
 
 
-def requirements() -> list[Requirement]:
-    """Of the package and of the extras that the checkout uses."""
-    lists = {
+def lists_of_setup() -> dict[str, Any]:
+    """REQUIREMENTS and EXTRAS of setup.py."""
+    return {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body
         if isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Name)
         and node.targets[0].id in ("REQUIREMENTS", "EXTRAS")
     }
+
+
+def requirements() -> list[Requirement]:
+    """Of the package and of the extras that the checkout uses."""
+    lists = lists_of_setup()
     extras = [entry for name, entries in lists["EXTRAS"].items() if name not in NOT_LOCKED for entry in entries]
     return [Requirement(entry) for entry in (*lists["REQUIREMENTS"], *extras)]
 
@@ -60,10 +66,3 @@ def test_uv_can_be_cut_out_as_the_set_up_does() -> None:
     assert inside
     assert inside[0].count("--hash") > 5
     assert inside[0].count("==") == 1
-
-
-def test_the_image_has_the_cuda_that_torch_was_built_with() -> None:
-    """Apex's setup.py refuses to compile with another minor version."""
-    image = re.search(r"^FROM nvidia/cuda:(\d+\.\d+)\.", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.M)
-    toolkit = re.match(r"cuda-toolkit==(\d+\.\d+)\.", locked()["cuda-toolkit"][0])
-    assert image and toolkit and image[1] == toolkit[1]
