@@ -5,6 +5,7 @@
 A run of 30 steps with checkpoints and evaluations is started by its own command until it is whole, and killed at random
 moments of the kinds in KINDS; then the next run, until there were N kills. After each kill the newest whole checkpoint
 is at least the one before; at the end of each run every number of its metrics file is that of the run in one piece.
+SIGINT ends it after the run that it is in.
 """
 
 import argparse
@@ -161,7 +162,9 @@ def campaign(work: Workspace, layout: str, num_kills: int, seed: int) -> dict[st
     kinds = [kind for kind in KINDS if num_ranks > 1 or kind != "rank"]
     kills: list[Kill] = []
     num_runs = 0
-    while len(kills) < num_kills:
+    is_over: list[int] = []
+    signal.signal(signal.SIGINT, lambda *_: is_over.append(1))
+    while len(kills) < num_kills and not is_over:
         folder = work.folder / "killed"
         kills += _one_run(Run(work, folder, layout, draw), folder, kinds, draw)
         for split in ("train", "valid"):
