@@ -119,6 +119,7 @@ def test_shards_merged_are_the_whole(folder: Path, whole: Path, endpoint: str, t
     assert output.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back(folder: Path, whole: Path, tmp_path: Path) -> None:
     """Requests in flight are asked again; nothing is lost or asked twice."""
     port, output = free_port(), tmp_path / "pairs.jsonl"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,16 @@ def test_the_released_recipe_runs_and_is_then_done(work: Path, capfd: pytest.Cap
     assert "train is done, with other options than these (5e-7, now 1e-6)" in capfd.readouterr().err
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.split=80,10,10", "--split 80,10,10: only a validation part can be held out"),
+        slow("train.split=80,10,10", "--split 80,10,10: only a validation part can be held out"),
         ("train.global-batch-size=99", "--global-batch-size 99 is more than the 16 training pairs"),
-        ("train.max-position-embeddings=100", "--max-position-embeddings 100 is below the dataset's --max-length"),
-        ('train.longpo-reference=["nothing.npz"]', "nothing.npz: no reference log-probs there"),
+        slow("train.max-position-embeddings=100", "--max-position-embeddings 100 is below the dataset's --max-length"),
+        slow('train.longpo-reference=["nothing.npz"]', "nothing.npz: no reference log-probs there"),
         ("", ""),
     ],
 )

@@ -108,7 +108,12 @@ def test_a_loss_that_is_not_finite_names_its_pair(work: Workspace, tmp_path: Pat
     ("main", "layout", "said"),
     [
         (with_infinite_loss, ["--pipeline-model-parallel-size", "2"], "the loss of {} is not finite"),
-        (with_bad_gradient, ["--use-distributed-optimizer"], "the gradient is not finite, the losses of its pairs are"),
+        pytest.param(
+            with_bad_gradient,
+            ["--use-distributed-optimizer"],
+            "the gradient is not finite, the losses of its pairs are",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["loss", "gradient"],
 )

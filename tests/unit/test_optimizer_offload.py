@@ -118,7 +118,7 @@ def course(fraction: float) -> list[torch.Tensor]:
     return [parameter.detach().float() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("fraction", [0.5, 1.0])
+@pytest.mark.parametrize("fraction", [pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_offloaded_equals_not_offloaded(fraction: float) -> None:
     """To the bit: the same fp32 operations on the same numbers."""
     ours, theirs = run_ranks(course, 1, fraction)[0], run_ranks(course, 1, 0.0)[0]

@@ -54,7 +54,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+@pytest.mark.parametrize(
+    "signal_number",
+    [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGKILL, id="killed", marks=pytest.mark.slow)],
+)
 def test_interrupted_it_leaves_no_process_and_no_dataset(
     tokenizer_folders: dict[str, Path], folder: Path, signal_number: signal.Signals
 ) -> None:

@@ -188,6 +188,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
     assert reports[0].read_text().replace("/whole", "/killed") == reports[1].read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder_make_no_cell_twice(
     mirror: Path, model: Path, endpoint: tuple[str, Path], tmp_path: Path
 ) -> None:

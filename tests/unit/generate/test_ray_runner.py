@@ -212,6 +212,7 @@ def test_two_engines_give_what_the_local_runner_gives(
     assert len(asked) == 2 and min(asked.values()) > 0 and sum(asked.values()) == observer.answers
 
 
+@pytest.mark.slow
 def test_killed_engines_are_replaced(tmp_path: Path, address: str, local: Path) -> None:
     observer = KillsAt(tmp_path / "notes", 20, 60)
     asyncio.run(run_on_ray(tmp_path, address, observer=observer, delay_s=0.1))
