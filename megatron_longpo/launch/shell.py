@@ -56,6 +56,5 @@ def common_values(recipe: Recipe, machine: Machine, attempt: Path, plan: Sequenc
         "has_ranks": any(step.kind == "ranks" for step in plan),
         "seconds_to_save": SECONDS_TO_SAVE,
         "has_training": any(step.done.is_training for step in plan),
-        "goes_on": False,
         "is_array": False,
     }

@@ -1,5 +1,7 @@
 """Running on a cluster: a job script a step, and ``submit.sh``, which submits them one after the other."""
 
+import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +43,7 @@ def _job(step: Step, recipe: Recipe, machine: Machine, attempt: Path, common: di
         "options": _sbatch_options(step, recipe, machine, attempt),
         "done": condition(step.done),
         "commands": "\n".join(command(words, raw=run, tail=tail) for words in step.commands),
-        "goes_on": step.goes_on,
+        "progress": _progress(step),
         "signal": SIGNAL,
         "is_array": step.kind in ("shards", "gpus"),
         "is_ranks": step.kind == "ranks",
@@ -51,6 +53,15 @@ def _job(step: Step, recipe: Recipe, machine: Machine, attempt: Path, common: di
         "has_ranks": step.kind == "ranks",
     }
     return render("megatron_longpo.launch", "job.sbatch.jinja", values)
+
+
+def _progress(step: Step) -> str:
+    """The shell's command that prints how far a step is; empty for one that begins anew."""
+    if not step.grows:
+        return ""
+    path = shlex.quote(os.fspath(step.grows))
+    # In KiB: a journal gets a line of less whenever it is opened.
+    return f"cat {path}" if step.done.is_training else f"du --summarize --apparent-size --block-size=1K {path}"
 
 
 def _sbatch_options(step: Step, recipe: Recipe, machine: Machine, attempt: Path) -> list[tuple[str, str]]:
@@ -68,7 +79,7 @@ def _sbatch_options(step: Step, recipe: Recipe, machine: Machine, attempt: Path)
         options["gpus-per-node"] = str(machine.gpus_per_node)
     if is_array:
         options |= {"gpus-per-node": "1", "array": f"1-{step.jobs}"}
-    if step.goes_on:
+    if step.grows:
         options |= {"requeue": "", "signal": SIGNAL}
     return [(name, _quoted(value)) for name, value in options.items()]
 

@@ -64,8 +64,8 @@ class Step:
     """Of the stage: then it must be done."""
     needs: tuple[Path, ...] = ()
     """What stages before it make, among them its ``done.path``."""
-    goes_on: bool = False
-    """A stopped one goes on where it was."""
+    grows: Path | None = None
+    """Tells how far it is, if it goes on where it was stopped: training's last step, or what holds journals."""
 
     @property
     def commands(self) -> list[list[str]]:
@@ -128,19 +128,20 @@ def model_folder(recipe: Recipe) -> str:
 def _generate(recipe: Recipe, machine: Machine, run: RunFolder) -> list[Step]:
     said = recipe.said("generate")
     options = ("--model", model_folder(recipe), "--output", str(run.pairs), *words_of(said))
+    journals = run.pairs.with_name(f"{run.pairs.name}.journal")
     # A server, or a Ray cluster, is shared by one process that asks it.
     alone = machine.generate_jobs == 1 or said.get("engine") == "openai" or said.get("runner") == "ray"
     about = "long documents -> preference pairs"
     done = Done(run.pairs)
     if alone:
         return [
-            Step(name="generate", section="generate", about=about, options=(options,), done=done, goes_on=True,
+            Step(name="generate", section="generate", about=about, options=(options,), done=done, grows=journals,
                  kind="one" if said.get("engine") == "openai" or said.get("runner") == "ray" else "gpus")
         ]  # fmt: skip
     merge = (*options, "--merge", str(machine.generate_jobs))
     return [
         Step(name="generate", section="generate", about=about, options=(options,), kind="shards",
-             jobs=machine.generate_jobs, done=done, is_last=False, goes_on=True),
+             jobs=machine.generate_jobs, done=done, is_last=False, grows=journals),
         Step(name="generate-merge", section="generate", about="the pairs of all shards", options=(merge,), done=done),
     ]  # fmt: skip
 
@@ -188,10 +189,11 @@ def _score(recipe: Recipe, machine: Machine, run: RunFolder) -> list[Step]:
         checkpoint = _reference(recipe, run)
         given = ("--data", str(run.data), "--checkpoint", str(checkpoint), "--context", context)
         name = "score-reference" if context == "short" else "score-reference-long"
+        cache = default_path(run.data, context)
         found.append(
             Step(name=name, section="score-reference", about=f"the reference's log-probs on the {context} contexts",
                  options=((*given, *words_of(recipe.said("score-reference"))),), kind="ranks",
-                 done=Done(default_path(run.data, context)), needs=(run.manifest, checkpoint), goes_on=True)
+                 done=Done(cache), needs=(run.manifest, checkpoint), grows=cache.with_name(f".{cache.name}.journal"))
         )  # fmt: skip
     return found
 
@@ -201,8 +203,9 @@ def _train(recipe: Recipe, machine: Machine, run: RunFolder) -> list[Step]:
     options = (*given, "--exit-signal-handler", *words_of(recipe.said("train")))
     caches = (default_path(run.data, context) for context in _scored_contexts(recipe))
     return [
-        Step(name="train", section="train", about="training", options=(options,), kind="ranks", goes_on=True,
-             done=Done(run.checkpoints, is_training=True), needs=(run.manifest, run.imported, *caches))
+        Step(name="train", section="train", about="training", options=(options,), kind="ranks",
+             grows=run.checkpoints / TRACKER_FILE, done=Done(run.checkpoints, is_training=True),
+             needs=(run.manifest, run.imported, *caches))
     ]  # fmt: skip
 
 
@@ -232,7 +235,8 @@ def _evaluate(recipe: Recipe, machine: Machine, run: RunFolder) -> list[Step]:
     found = [
         Step(name="evaluate-run", section="evaluate", program=1, about="every model in every task", done=done,
              options=(("--output", output, *words_of(said, cells)),), kind="one" if asks_server else "gpus",
-             jobs=1 if asks_server else machine.evaluate_jobs, is_last=False, needs=needs, goes_on=True),
+             jobs=1 if asks_server else machine.evaluate_jobs, is_last=False, needs=needs,
+             grows=run.evaluation),
         Step(name="evaluate-report", section="evaluate", program=2, about="the tables", options=((output, *tables),),
              done=done, needs=needs),
     ]  # fmt: skip

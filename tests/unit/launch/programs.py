@@ -17,7 +17,7 @@ words=("$@")
 value() { local i; for ((i = 0; i < ${#words[@]}; i++)); do [[ ${words[i]} != "$1" ]] || echo "${words[i + 1]}"; done; }
 case " $* " in
 *" ${FAIL:-no stage} "*) exit 7 ;;
-*" ${HANG:-no stage} "*) trap 'echo stopped >> {folder}/stopped; exit 0' TERM; touch {folder}/hangs
+*" ${HANG:-no stage} "*) trap 'echo stopped >> {folder}/stopped; exit 0' TERM; echo $$ > {folder}/hangs
     while true; do sleep 0.1; done ;;
 esac
 case " $* " in
