@@ -11,6 +11,7 @@ import argparse
 import os
 import tempfile
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,9 @@ def soak(folder: Path, steps: int) -> list[dict[str, Any]]:
         while rank.exitcode is None:
             step = last_step(save / "metrics.jsonl")
             if step >= EVERY * (len(points) + 1):
-                points.append({"step": step, **looked_at(rank.pid or 0)})
-                print(points[-1], flush=True)
+                with suppress(FileNotFoundError):  # it has just ended
+                    points.append({"step": step, **looked_at(rank.pid or 0)})
+                    print(points[-1], flush=True)
             time.sleep(0.2)
     finally:
         kill([rank])

@@ -111,6 +111,7 @@ def test_a_job_of_an_array_does_its_shard_beside_the_others(slurm: Path, monkeyp
     assert [words[-2:] for words in commands(slurm)] == [["--shard", "4/16"], ["--shard", "5/16"]]
     alone = start("build")
     assert "in use by another run" in alone.communicate()[1] and alone.returncode == 75
+    os.kill(int((slurm / "hangs").read_text()), signal.SIGTERM)  # SLURM sends it to all
     other.terminate()
     assert other.wait() == 143
 
