@@ -73,10 +73,16 @@ def soak(folder: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def looked_at(pid: int) -> dict[str, float]:
-    """Of a process: resident bytes, open files, and seconds of processor time so far, its threads' included."""
+    """Of a process: resident bytes, open files, and seconds of processor time so far, its threads' included.
+
+    Raises:
+        FileNotFoundError: it has ended.
+    """
     process = Path(f"/proc/{pid}")
     fields = (process / "stat").read_text().rpartition(")")[2].split()
     pages = int((process / "statm").read_text().split()[1])
+    if not pages:
+        raise FileNotFoundError(f"process {pid} has just ended")
     return {
         "resident_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
         "open_files": len(list((process / "fd").iterdir())),
