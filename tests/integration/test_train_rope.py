@@ -99,7 +99,7 @@ def test_a_run_keeps_its_rope_and_its_reference(work: Workspace, tmp_path: Path)
     assert finished.status == 0, finished.output
     assert read_identity(tmp_path / "run").rope.as_dict() == OWN
     again = ["--load", tmp_path / "run", "--train-iters", "2", "--save-interval", "1", "--longpo-beta", "0.5"]
-    finished = train(work, *paths, *again)
+    finished = train(work, *paths, *again, "--longpo-allow-changes")
     assert finished.status == 0, finished.output
     (stage,) = training_record_at(tmp_path / "run", 2)
     first, second = stage.stretches
