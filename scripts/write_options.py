@@ -4,13 +4,12 @@ tests/unit/scripts/test_write_options.py holds the page to the parsers.
 """
 
 import argparse
-import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_longpo import platform
-from megatron_longpo.commands.main import VERBS
+from megatron_longpo.commands.main import VERBS, verb_parser
 from megatron_longpo.quiet import quiet_libraries
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
@@ -44,13 +43,6 @@ def page() -> str:
     """The whole page."""
     training = _training()  # first, or another parser would bring Megatron, and say that there is no GPU
     return "\n".join((HEAD, *map(_verb, VERBS), training))
-
-
-def verb_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of a verb."""
-    parser = argparse.ArgumentParser(prog=f"megatron-longpo {name}", description=VERBS[name], allow_abbrev=False)
-    importlib.import_module(f"megatron_longpo.commands.{name.replace('-', '_')}").add_arguments(parser)
-    return parser
 
 
 def training_parser() -> argparse.ArgumentParser:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from megatron_longpo.commands.main import VERBS
+from megatron_longpo.commands.main import VERBS, verb_parser
 from megatron_longpo.errors import UserError
 from megatron_longpo.objective.objectives import OBJECTIVES, OPTIONS, option_name
-from scripts.write_options import training_parser, verb_parser
+from scripts.write_options import training_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -133,6 +133,12 @@ def read_metrics(path: Path, split: str = "train") -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in lines]
 
 
+def steps_so_far(save: Path) -> list[dict[str, Any]]:
+    """The steps that a run which may be running has written beside its checkpoints, as `read_metrics` gives them."""
+    metrics = save / "metrics.jsonl"
+    return read_metrics(metrics) if metrics.exists() and "\n" in metrics.read_text() else []
+
+
 def train_main() -> int:
     """Import late: train.py prepares the platform as it loads."""
     from megatron_longpo.train import main

@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from io import TextIOWrapper
+from types import ModuleType
 
 from megatron_longpo import __version__
 from megatron_longpo.errors import UserError
@@ -37,10 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_verb(verb: str, argv: list[str]) -> int:
     """Parse ``argv`` for ``verb`` and run it; ``tools/<verb>.py`` calls this too."""
     quiet_libraries()
-    module = importlib.import_module(f"megatron_longpo.commands.{verb.replace('-', '_')}")
-    # An abbreviation could come to mean another option with the next release.
-    parser = argparse.ArgumentParser(prog=f"megatron-longpo {verb}", description=VERBS[verb], allow_abbrev=False)
-    module.add_arguments(parser)
+    module, parser = _module(verb), verb_parser(verb)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
@@ -56,6 +54,18 @@ def run_verb(verb: str, argv: list[str]) -> int:
         print(f"megatron-longpo {verb}: interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb."""
+    # An abbreviation could come to mean another option with the next release.
+    parser = argparse.ArgumentParser(prog=f"megatron-longpo {verb}", description=VERBS[verb], allow_abbrev=False)
+    _module(verb).add_arguments(parser)
+    return parser
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"megatron_longpo.commands.{verb.replace('-', '_')}")
 
 
 def _nobody_reads() -> bool:

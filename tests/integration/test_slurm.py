@@ -21,7 +21,7 @@ from examples.miniature.run import BASE
 from megatron_longpo.launch.recipe import Recipe, Section, dump
 from tests.integration.real_slurm import GRACE_S, MISSING, Slurm, cluster
 from tests.unit.evaluate.making_mirrors import make_mirror
-from tests.workspace import read_metrics
+from tests.workspace import steps_so_far
 
 pytestmark = [
     pytest.mark.slow,
@@ -67,8 +67,7 @@ class Launched:
     @property
     def steps(self) -> list[dict[str, object]]:
         """What training wrote of its steps."""
-        metrics = self.checkpoints / "metrics.jsonl"
-        return read_metrics(metrics) if metrics.exists() and "\n" in metrics.read_text() else []
+        return steps_so_far(self.checkpoints)
 
     def log(self, stage: str) -> str:
         return "".join(path.read_text() for path in (self.folder / "attempts" / "latest").glob(f"*-{stage}-*.log"))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.ranks import free_port
-from tests.workspace import Workspace, make_workspace, read_metrics, train, train_argv
+from tests.workspace import Workspace, make_workspace, read_metrics, steps_so_far, train, train_argv
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +55,7 @@ class Job:
 
     def steps(self) -> list[dict[str, object]]:
         """That were taken so far."""
-        metrics = self.save / "metrics.jsonl"
-        return read_metrics(metrics) if metrics.exists() and "\n" in metrics.read_text() else []
+        return steps_so_far(self.save)
 
 
 def until(what: Callable[[], bool], seconds: float = 300.0) -> None:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from megatron_longpo.commands.main import VERBS
-from scripts.write_options import PAGE, actions, page, steps, table, training_parser, verb_parser
+from megatron_longpo.commands.main import VERBS, verb_parser
+from scripts.write_options import PAGE, actions, page, steps, table, training_parser
 
 
 def test_the_committed_page_is_that_of_the_parsers() -> None:
