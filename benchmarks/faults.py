@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/faults.json")
     parser.add_argument("--also", type=Path, metavar="FILE", help="an --output with other layouts")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(args.also.read_text()) if args.also else []
+    rows: list[dict[str, Any]] = json.loads(args.also.read_text())["rows"] if args.also else []
     for layout in [args.only] if args.only else LAYOUTS:
         with tempfile.TemporaryDirectory() as name:
             work = make_workspace(Path(name))
@@ -212,10 +212,11 @@ def main() -> None:
             if ones:
                 redone = mean(one["reached"] - one["kept"] for one in ones)
                 print(f"{layout}, {kind}: {len(ones)} kills, {redone:.1f} steps done again")
+    measured = {"kinds": KINDS, "steps": STEPS, "saves": SAVES, "rows": rows}
     if args.output:
-        args.output.write_text(json.dumps(rows, indent=1) + "\n")
+        args.output.write_text(json.dumps(measured, indent=1) + "\n")
     else:
-        write_result("faults", rows)
+        write_result("faults", measured)
 
 
 if __name__ == "__main__":
