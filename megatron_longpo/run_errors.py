@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_longpo.errors import UserError, one_line
@@ -48,6 +49,11 @@ def explanation(error: BaseException, save: Path | None = None) -> str | None:
         return " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].split())
     if isinstance(error, RuntimeError) and (lost := [why for sign, why in LOST.items() if sign in str(error)]):
         return f"{lost[0]} ({_said(error, frames)})"
+    if isinstance(error, (DistNetworkError, DistStoreError)):
+        return (
+            f"the ranks cannot meet at MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT "
+            f"{os.environ.get('MASTER_PORT')}: {_said(error, frames)}"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         return f"{one_line(error)}; raise --context-parallel-size, or add --longpo-recompute keep-attention"
     if "load_checkpoint" in functions:

@@ -55,6 +55,7 @@ from megatron_longpo.plan.memory import StepMemory  # noqa: E402
 from megatron_longpo.reference.frozen import load_frozen  # noqa: E402
 from megatron_longpo.reference.online import OnlineReference  # noqa: E402
 from megatron_longpo.reference.options import OnlineSettings  # noqa: E402
+from megatron_longpo.started_ranks import check_ranks  # noqa: E402
 from megatron_longpo.step import forward_step  # noqa: E402
 from megatron_longpo.watch import Watch  # noqa: E402
 
@@ -79,6 +80,7 @@ def main() -> int:
 def _train(console: Console | None) -> None:
     if console:
         megatron_hooks.drop_list_of_arguments()
+    check_ranks()
     args, settings = parse()
     if not (args.skip_train or args.finetune) and _is_finished(Path(args.load), args.ckpt_step, args.train_iters):
         return

@@ -32,7 +32,7 @@ TRAINING = {
     "non_finite",
 }  # one layer
 LAYERS = {"data", "model", "objective", "step_settings", "micro_batch", "reference", "hf", "platform", "megatron_hooks"}
-LAYERS |= {"metrics", "metrics_file", "peak_memory", "plan"}
+LAYERS |= {"metrics", "metrics_file", "peak_memory", "plan", "started_ranks"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "megatron_hooks": set(),
     "platform": {"megatron_hooks"},
     "peak_memory": {"platform"},
+    "started_ranks": {"platform"},
     "strict_json": set(),
     "data": set(),
     "generate": {"data"},
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "micro_batch": {"data", "model", "step_settings"},
     "hf": {"data", "model", "platform"},
     "plan": {"data", "model", "objective", "hf"},
-    "reference": {"data", "model", "objective", "micro_batch", "hf", "platform"},
+    "reference": {"data", "model", "objective", "micro_batch", "hf", "platform", "started_ranks"},
     **dict.fromkeys(TRAINING, LAYERS | TRAINING),
     "metrics": set(),
     "metrics_file": {"metrics"},

@@ -52,6 +52,7 @@ from megatron_longpo.reference.frozen import (  # noqa: E402
     load_frozen,
     score,
 )
+from megatron_longpo.started_ranks import check_ranks  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ANSWERS = ("chosen", "rejected")
@@ -208,16 +209,11 @@ def _lock_for_all(folder: Path, output: Path, may_overwrite: bool) -> Lock | Non
 
 def _start_ranks(sizes: ParallelSizes) -> None:
     """Join the ranks that torchrun started, or be the only one."""
-    check_world(int(os.environ.get("WORLD_SIZE", "1")), sizes)
+    check_world(check_ranks(), sizes)
     if not dist.is_initialized():
-        backend = "gloo" if platform.is_cpu() else "nccl"
-        if "MASTER_ADDR" in os.environ:
-            if not platform.is_cpu():
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group(backend)
-        else:
-            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        if not platform.is_cpu():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("gloo" if platform.is_cpu() else "nccl")
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         sizes.tensor,

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -152,6 +153,15 @@ REFUSED: list[tuple[list[str], str]] = [
 ]
 """Options, and what the line that refuses them says; REFERENCE is a cache of the short contexts."""
 
+ENVIRONMENTS: list[tuple[dict[str, str | None], str]] = [
+    ({"RANK": None}, "RANK is not set, though RANK or WORLD_SIZE is; start with torchrun"),
+    ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
+    ({"RANK": "5"}, "RANK is 5, and WORLD_SIZE 1: ranks are 0 to 0"),
+    ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', no number"),
+    ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999; ports are 1 to 65535"),
+]
+"""Changes to torchrun's variables (None: not there), and what the line that refuses them says."""
+
 
 @pytest.fixture(scope="module")
 def refusals(work: Workspace) -> list[str]:
@@ -161,12 +171,18 @@ def refusals(work: Workspace) -> list[str]:
     many = [
         [one.replace("REFERENCE", reference).replace("FILE", str(file)) for one in options] for options, _ in REFUSED
     ]
-    return run_ranks(refuse_all, 1, [train_argv(work, *common(work), *options) for options in many])[0]
+    starts = [({}, train_argv(work, *common(work), *options)) for options in many]
+    starts += [(environment, train_argv(work, *common(work))) for environment, _ in ENVIRONMENTS]
+    return run_ranks(refuse_all, 1, starts)[0]
 
 
-def refuse_all(argvs: list[list[str]]) -> list[str]:
+def refuse_all(starts: list[tuple[dict[str, str | None], list[str]]]) -> list[str]:
     lines = []
-    for argv in argvs:
+    torchruns = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for environment, argv in starts:
+        for name, value in (torchruns | environment).items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
         sys.argv[1:] = argv
         with contextlib.redirect_stderr(io.StringIO()) as output:
             status = train_main()
@@ -180,6 +196,11 @@ def refuse_all(argvs: list[list[str]]) -> list[str]:
 def test_options(work: Workspace, refusals: list[str], index: int) -> None:
     assert REFUSED[index][1] in refusals[index]
     assert not (work.folder / "refused").exists()
+
+
+@pytest.mark.parametrize("index", range(len(ENVIRONMENTS)), ids=[str(changes) for changes, _ in ENVIRONMENTS])
+def test_environments(refusals: list[str], index: int) -> None:
+    assert ENVIRONMENTS[index][1] in refusals[len(REFUSED) + index]
 
 
 def test_heads_that_tensor_parallelism_does_not_divide(work: Workspace) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch._utils import ExceptionWrapper
+from torch.distributed import DistNetworkError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_longpo.data.dataset import split_pairs
@@ -63,6 +64,7 @@ def name_of(value: Any) -> str:
         (SystemExit(), ["load_checkpoint"], "cannot be resumed: SystemExit"),
         (AssertionError("OptimizerParamScheduler: 8 and 4"), ["load_checkpoint"], "--override-opt_param-scheduler"),
         (RuntimeError("gloo: Timed out waiting 60000ms"), ["train_step"], "--distributed-timeout-minutes: one hangs"),
+        (DistNetworkError("the port is taken"), ["initialize_megatron"], "the ranks cannot meet at MASTER_ADDR"),
         (RuntimeError("Connection closed by peer"), ["save_checkpoint"], "another rank has ended; its own message"),
     ],
     ids=name_of,
