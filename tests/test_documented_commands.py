@@ -49,15 +49,18 @@ NOT_PARSED = {
     "source": "the shell's own",
     "OMP_NUM_THREADS=1 pytest": "pytest's own options",
 }
-"""How a command of a page begins that none of our parsers reads -> why. Those with GPUs in them (`--nproc-per-node 8`,
-`--engine vllm`, models of 7B) are parsed; what has run on a GPU is in docs/gpu-status.md."""
+"""How a command of a page begins that none of our parsers reads -> why; what has run on a GPU: docs/gpu-status.md."""
+
+NEEDS_GPUS = re.compile(r"--nproc-per-node 8|--preset |vllm serve|megatron-longpo launch (?!--list|--dry-run).*toml")
+"""In a command that no machine without GPUs can do."""
+BLOCK = re.compile(r"^ *```bash\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
 def commands() -> Iterator[list[str]]:
     """The words of every command of the pages, in ```bash blocks and in indented ones; continued lines are joined."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        blocks = re.findall(r"^ *```bash\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+        blocks = BLOCK.findall(text)
         blocks += re.findall(r"^    (?:megatron-longpo|torchrun|python -m|make|export) .*$", text, re.MULTILINE)
         for line in "\n".join(blocks).splitlines():
             words = shlex.split(line, comments=True)
@@ -108,6 +111,12 @@ def test_a_documented_command_is_read(words: list[str]) -> None:
             training_parser().parse_args(words)
         case _:
             raise AssertionError(f"no parser reads {' '.join(words)!r}, and NOT_PARSED does not say why")
+
+
+def test_a_command_that_needs_gpus_says_so() -> None:
+    blocks = [block for page in PAGES for block in BLOCK.findall(page.read_text(encoding="utf-8"))]
+    need = [block for block in blocks if NEEDS_GPUS.search(block)]
+    assert len(need) > 5 and [block for block in need if not re.search(r"# .*GPU", block)] == []
 
 
 def test_an_option_that_is_not_there_would_be_found() -> None:
