@@ -25,8 +25,8 @@ def add_longpo_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     group.add_argument(
         "--longpo-nll-tokens",
         choices=("all", "response"),
-        default="all",
-        help="NLL over every predicted token of trunk + first branch, or over that branch's response tokens only",
+        help="NLL over every predicted token of trunk + first branch, or over that branch's response tokens only "
+        "(default: all; response where --longpo-nll-coef is 0, so that no token is scored for a number alone)",
     )
     group.add_argument(
         "--longpo-recompute",

@@ -104,6 +104,7 @@ def check() -> tuple[argparse.Namespace, Callable[[], LongPOSettings]]:
     check_tokenizer("the dataset", reader.manifest, read_identity(source), source)
     objective = OBJECTIVES[args.longpo_objective]
     coefficients = objective.coefficients({name: getattr(args, f"longpo_{name}") for name in OPTIONS})
+    args.longpo_nll_tokens = args.longpo_nll_tokens or ("all" if coefficients.nll_coef else "response")
     reference = open_reference(ReferenceOptions.of(args), objective, reader.manifest, source, ParallelSizes.of(args))
     if isinstance(reference, OnlineSettings):
         identity = read_identity(reference.checkpoint)

@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--global-batch-size", type=int, default=8, metavar="N", help="pairs a step (default: 8)")
     data.add_argument("--longpo-tokens-per-microbatch", type=int, metavar="N")
     data.add_argument("--longpo-objective", choices=READS, default="longpo", metavar="NAME", help=", ".join(READS))
-    data.add_argument("--longpo-nll-tokens", choices=("all", "response"), default="all")
+    data.add_argument(
+        "--longpo-nll-tokens",
+        choices=("all", "response"),
+        default="all",
+        help="what the NLL reads (default: all, for any objective; training reads the response where it has no NLL)",
+    )
     _add_machine(parser.add_argument_group("GPUs"))
     _add_layout(parser.add_argument_group("layout"))
     parser.add_argument("--search", action="store_true", help="rank all layouts of these GPUs instead of planning one")

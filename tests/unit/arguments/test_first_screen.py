@@ -48,6 +48,7 @@ def test_the_screen(tmp_path: Path) -> None:
     ]
     lines = {line.split()[0]: line for line in text.splitlines()}
     assert lines["objective"].split()[1:4] == ["simpo,", "beta", "2,"] and "gamma 0.25" in lines["objective"]
+    assert "nll_coef 0" in lines["objective"] and lines["objective"].endswith("NLL over response tokens")
     assert "6 pairs, 2 of them held out" in lines["data"]
     assert lines["reference"].endswith("none")
     assert "tensor 1, pipeline 1, context 1, data 1" in lines["layout"]
