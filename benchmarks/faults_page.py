@@ -19,14 +19,14 @@ def faults_table(result: dict[str, Any]) -> str:
                 lines.append(f"| {what} | {row['layout']} | {_cost(kills)} |")
     lines += [
         "",
-        f"{sentence(rows)}. Runs have {measured['steps']} steps and save every {measured['saves']}; the seconds are "
-        "from the start of the program, imports and loading included. Measured with "
+        f"{kills_sentence(rows)}. Runs have {measured['steps']} steps and save every {measured['saves']}; the seconds "
+        "are from the start of the program, imports and loading included. Measured with "
         f"`{result['command']}` on {result['processor']}.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def sentence(rows: Sequence[dict[str, Any]]) -> str:
+def kills_sentence(rows: Sequence[dict[str, Any]]) -> str:
     """How many kills, and what came of the runs."""
     kills, runs, equal = (sum(counts) for counts in zip(*map(_counts, rows), strict=True))
     return (

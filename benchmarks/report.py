@@ -5,9 +5,11 @@ import json
 import statistics
 from collections.abc import Iterable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults_page import faults_table, kills_sentence
 from benchmarks.gpu_paths import PATHS
 from benchmarks.gpu_results import read_runs
 from benchmarks.gpu_status import page as gpu_status
@@ -49,6 +51,10 @@ def table(names: Iterable[str]) -> str:
 
 def _result(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _faults() -> str:
+    return faults_table(_result("faults"))
 
 
 def _memory() -> str:
@@ -180,6 +186,27 @@ def _small_model(measured: dict[str, Any]) -> tuple[str, str]:
     return "the same model, one thread: training against a plain PyTorch step on two sequences a pair", found
 
 
+def _killed(measured: dict[str, Any]) -> tuple[str, str]:
+    return "training runs that are killed and started again ([by kind](faults.md#what-kills-cost))", kills_sentence(
+        measured["rows"]
+    )
+
+
+def _soak(measured: dict[str, Any]) -> tuple[str, str]:
+    points = [point for point in measured["points"] if point["step"] >= 500]
+    files = {point["open_files"] for point in points}
+    step_ms = [
+        1e3 * (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
+        for before, after in pairwise(points)
+    ]
+    quarter = len(step_ms) // 4
+    first, last = (statistics.median(some) for some in (step_ms[:quarter], step_ms[-quarter:]))
+    found = f"resident memory {measured['drift']['resident_bytes']:+.1%}; open files {min(files)} to {max(files)}; "
+    found += f"processor time of a step {min(step_ms):.0f} to {max(step_ms):.0f} ms, median of the first quarter "
+    found += f"{first:.0f}, of the last {last:.0f}"
+    return f"a run of {measured['steps']:,} steps of a tiny model, from step 500 on", found
+
+
 SENTENCES = {
     "miniature": _miniature,
     "small_model": _small_model,
@@ -192,12 +219,15 @@ SENTENCES = {
     "smollm2": _smollm2,
     "door": _door,
     "large_dataset": _large_dataset,
+    "faults": _killed,
+    "soak": _soak,
 }
 """File in results/ -> (what was measured, the number)."""
 
 PAGES = {
     "README.md": partial(table, ("miniature", "sharing", "recompute", "logprob_memory")),
     "docs/benchmarks.md": partial(table, tuple(SENTENCES)),
+    "docs/faults.md": _faults,
     "docs/layouts.md": layouts_table,
     "docs/memory.md": _memory,
     "docs/plan.md": _plan_accuracy,

@@ -26,13 +26,15 @@ for module in sys.argv[1:]:
 """
 
 NOT_RUN_BY_HAND = {
+    "benchmarks.peers.released_form",
+    "benchmarks.peers.trl_dpo",
     "tests.device_calls",
     "tests.unit.evaluate.answer_server",
     "tests.unit.generate.run_by_rule",
     "tests.unit.generate.rule_server",
     "tests.unit.plan.count_flops",
 }
-"""A test's other processes."""
+"""Other processes of a test or a benchmark."""
 
 
 def programs() -> list[str]:
