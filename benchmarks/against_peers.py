@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.common import write_result
+from megatron_longpo.data.dataset import PairOrder
 from megatron_longpo.data.indexed import PairWriter
 from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches
 from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -46,7 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
 """The second has SmolLM2-135M's shape."""
 SHORT = 1024
 """Tokens of the short context's trunk."""
-THREADS = 2
+THREADS, SEED = 2, 1
 AGREE = 1e-4
 """Largest relative difference of the losses, and of a tensor's update."""
 
@@ -76,7 +77,7 @@ class Job:
 
 
 class Bench:
-    """Two models, and pairs of one length as token ids and as a dataset."""
+    """Two models, and pairs of one length as a dataset and, in the order of training, as token ids."""
 
     def __init__(self, folder: Path, trl: Path, size: str, trunk: int, branch: int, num_pairs: int) -> None:
         self._folder, self._trl = folder, trl
@@ -114,7 +115,8 @@ class Bench:
                 ids = prompts | {"chosen_ids": answers[0][1:], "rejected_ids": answers[1][1:]}
                 as_ids.append({name: [int(one) for one in tokens] for name, tokens in ids.items()})
             writer.finish([])
-        (self._folder / "pairs.json").write_text(json.dumps(as_ids))
+        self.order = [PairOrder(range(num_pairs), SEED)(place) for place in range(num_pairs)]
+        (self._folder / "pairs.json").write_text(json.dumps([as_ids[index] for index in self.order]))
 
     def job(self, side: str, objective: str, **settings: Any) -> Job:
         """A job on these models and pairs."""
@@ -147,7 +149,7 @@ class Bench:
         words += ["--longpo-metrics", save / "metrics.jsonl", "--train-iters", job.steps, "--global-batch-size", 1]
         words += ["--longpo-objective", job.objective, "--longpo-beta", job.beta, "--longpo-pref-coef", job.pref_coef]
         words += ["--longpo-nll-coef", job.nll_coef, "--lr", job.learning_rate, "--lr-decay-style", "constant"]
-        words += ["--weight-decay", 0, "--clip-grad", job.clip, "--optimizer", job.optimizer]
+        words += ["--weight-decay", 0, "--clip-grad", job.clip, "--optimizer", job.optimizer, "--seed", SEED]
         words += ["--sgd-momentum", 0] if job.optimizer == "sgd" else []
         words += ["--longpo-recompute", "keep-attention"] if job.recompute else []
         words += ["--save", save, "--save-interval", job.steps] if job.save else []

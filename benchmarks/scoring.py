@@ -35,7 +35,7 @@ def main() -> None:
     for trunk in args.trunk:
         with tempfile.TemporaryDirectory() as name:
             bench = Bench(Path(name), args.trl, args.size, trunk, args.branch, args.pairs)
-            ours = on_ranks(score_pairs, 1, Path(name) / "data", Path(name) / "ref-imported")[0]
+            ours = on_ranks(score_pairs, 1, Path(name) / "data", Path(name) / "ref-imported", bench.order)[0]
             job = bench.job("trl", "dpo", steps=0, recompute=False, reference_is_precomputed=True)
             theirs = bench.run(job)["scored"]
         rows.append({"size": args.size, "trunk": trunk, "branch": args.branch, **compare(ours, theirs)})
@@ -43,7 +43,7 @@ def main() -> None:
     write_result("scoring", rows)
 
 
-def score_pairs(data: Path, checkpoint: Path) -> list[dict[str, float]]:
+def score_pairs(data: Path, checkpoint: Path, order: list[int]) -> list[dict[str, float]]:
     """As `score-reference` does, on the long context, a pair at a time."""
     from megatron_longpo.reference.frozen import load_frozen, score
 
@@ -58,7 +58,7 @@ def score_pairs(data: Path, checkpoint: Path) -> list[dict[str, float]]:
         longest_trunk=reader[0].long.lengths[0],
     )
     found: list[dict[str, float]] = []
-    for index in range(len(reader)):
+    for index in order:
         conversation = conversation_arrays(reader[index].long)
         tensors = {name: torch.as_tensor(array) for name, array in conversation.items()}
         began = time.perf_counter()
