@@ -15,6 +15,7 @@ from benchmarks.gpu_results import read_runs
 from benchmarks.gpu_status import page as gpu_status
 from benchmarks.layouts_page import layouts_table
 from benchmarks.memory_page import memory_tables
+from benchmarks.peers_page import peers_sentence, peers_table
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_STATUS = ROOT / "docs" / "gpu-status.md"
@@ -55,6 +56,10 @@ def _result(name: str) -> dict[str, Any]:
 
 def _faults() -> str:
     return faults_table(_result("faults"))
+
+
+def _peers() -> str:
+    return peers_table(_result("against_peers"))
 
 
 def _memory() -> str:
@@ -186,6 +191,11 @@ def _small_model(measured: dict[str, Any]) -> tuple[str, str]:
     return "the same model, one thread: training against a plain PyTorch step on two sequences a pair", found
 
 
+def _against_peers(measured: list[dict[str, Any]]) -> tuple[str, str]:
+    what = "a step against that of TRL's DPOTrainer and of the released form, branches of 256 ([all](peers.md))"
+    return what, peers_sentence(measured)
+
+
 def _killed(measured: dict[str, Any]) -> tuple[str, str]:
     return "training runs that are killed and started again ([by kind](faults.md#what-kills-cost))", kills_sentence(
         measured["rows"]
@@ -213,6 +223,7 @@ SENTENCES = {
     "sharing": _sharing,
     "sharing_memory": _sharing_memory,
     "sft": _sft,
+    "against_peers": _against_peers,
     "recompute": _recompute,
     "logprob_memory": _logprob_memory,
     "memory_at_length": _memory_at_length,
@@ -230,6 +241,7 @@ PAGES = {
     "docs/faults.md": _faults,
     "docs/layouts.md": layouts_table,
     "docs/memory.md": _memory,
+    "docs/peers.md": _peers,
     "docs/plan.md": _plan_accuracy,
 }
 """Page -> what it shows of the results."""

@@ -102,12 +102,12 @@ def _is_ours(frames: traceback.StackSummary) -> bool:
 
 def report(message: str) -> None:
     """Say it once: other ranks wait to be ended by their launcher, and speak only if rank 0 did not fail."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK", "0")  # which need not be a number
     if message.startswith(tuple(LOST.values())):
         time.sleep(8.0)  # the cause speaks first, whatever its rank
-    elif rank:
+    elif rank != "0":
         time.sleep(3.0)
-    if rank:
+    if rank != "0":
         message += f" (rank {rank})"
     print(f"megatron_longpo.train: error: {message}", file=sys.stderr, flush=True)
 

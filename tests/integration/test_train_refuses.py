@@ -155,6 +155,7 @@ REFUSED: list[tuple[list[str], str]] = [
 
 ENVIRONMENTS: list[tuple[dict[str, str | None], str]] = [
     ({"RANK": None}, "RANK is not set, though RANK or WORLD_SIZE is; start with torchrun"),
+    ({"RANK": "first"}, "RANK is 'first', no number"),
     ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
     ({"RANK": "5"}, "RANK is 5, and WORLD_SIZE 1: ranks are 0 to 0"),
     ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', no number"),
