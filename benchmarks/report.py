@@ -196,6 +196,11 @@ def _against_peers(measured: list[dict[str, Any]]) -> tuple[str, str]:
     return what, peers_sentence(measured)
 
 
+def _scoring(measured: list[dict[str, Any]]) -> tuple[str, str]:
+    what = f"reference log-probs, pairs a second over TRL's, branches of {measured[0]['branch']}"
+    return what, "; ".join(f"{row['size']}, trunk {row['trunk']:,}: {row['times']:.2f}x" for row in measured)
+
+
 def _killed(measured: dict[str, Any]) -> tuple[str, str]:
     return "training runs that are killed and started again ([by kind](faults.md#what-kills-cost))", kills_sentence(
         measured["rows"]
@@ -224,6 +229,7 @@ SENTENCES = {
     "sharing_memory": _sharing_memory,
     "sft": _sft,
     "against_peers": _against_peers,
+    "scoring": _scoring,
     "recompute": _recompute,
     "logprob_memory": _logprob_memory,
     "memory_at_length": _memory_at_length,
