@@ -210,6 +210,8 @@ def check_packages(args: argparse.Namespace) -> None:
             raise UserError(f"{wanted} needs the package {package}, which is not installed: pip install {package}")
     if args.wandb_project and not args.wandb_exp_name:
         raise UserError("--wandb-project needs --wandb-exp-name: the name of the run; add it")
+    if args.wandb_project and not (args.wandb_save_dir or args.save):  # Megatron would join None to a path
+        raise UserError("--wandb-project needs a folder to write to; add --save or --wandb-save-dir")
 
 
 def check_outputs(args: argparse.Namespace) -> None:
