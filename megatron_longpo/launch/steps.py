@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_longpo.arguments.first_screen import ARGUMENTS_FILE
+from megatron_longpo.commands import generate
 from megatron_longpo.data.render import Context
 from megatron_longpo.errors import UserError
 from megatron_longpo.hf.folder import TRACKER_FILE
@@ -20,6 +21,7 @@ from megatron_longpo.launch.machine import Machine
 from megatron_longpo.launch.programs import PROGRAMS, options_of, words_of
 from megatron_longpo.launch.recipe import STAGES, Recipe
 from megatron_longpo.objective.objectives import OBJECTIVES
+from megatron_longpo.reference import journal
 from megatron_longpo.reference.cache import default_path
 
 Kind = Literal["one", "ranks", "shards", "gpus"]
@@ -128,7 +130,7 @@ def model_folder(recipe: Recipe) -> str:
 def _generate(recipe: Recipe, machine: Machine, run: RunFolder) -> list[Step]:
     said = recipe.said("generate")
     options = ("--model", model_folder(recipe), "--output", str(run.pairs), *words_of(said))
-    journals = run.pairs.with_name(f"{run.pairs.name}.journal")
+    journals = generate.journal_folder(run.pairs)
     # A server, or a Ray cluster, is shared by one process that asks it.
     alone = machine.generate_jobs == 1 or said.get("engine") == "openai" or said.get("runner") == "ray"
     about = "long documents -> preference pairs"
@@ -193,7 +195,7 @@ def _score(recipe: Recipe, machine: Machine, run: RunFolder) -> list[Step]:
         found.append(
             Step(name=name, section="score-reference", about=f"the reference's log-probs on the {context} contexts",
                  options=((*given, *words_of(recipe.said("score-reference"))),), kind="ranks",
-                 done=Done(cache), needs=(run.manifest, checkpoint), grows=cache.with_name(f".{cache.name}.journal"))
+                 done=Done(cache), needs=(run.manifest, checkpoint), grows=journal.journal_folder(cache))
         )  # fmt: skip
     return found
 

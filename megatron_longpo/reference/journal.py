@@ -15,6 +15,11 @@ from megatron_longpo.locks import Lock
 Turns = list[tuple[float, float]]
 
 
+def journal_folder(output: Path) -> Path:
+    """The folder beside the cache ``output`` with a file a rank; it is gone when the cache is there."""
+    return output.with_name(f".{output.name}.journal")
+
+
 def lock_folder(folder: Path) -> Lock:
     """Keep every other run out of ``folder``; one rank does it for all.
 

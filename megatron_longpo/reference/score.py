@@ -137,7 +137,7 @@ def score_dataset(
     )
     _start_ranks(sizes)
     try:
-        folder = output.with_name(f".{output.name}.journal")
+        folder = journals.journal_folder(output)
         lock = _lock_for_all(folder, output, may_overwrite)
         reference = load_frozen(
             checkpoint,
