@@ -5,7 +5,8 @@
 PYTHON is the interpreter of an environment with benchmarks/peers/requirements.txt. All sides are whole programs, one
 process with two threads on a CPU, on the same random Llama weights, reference and token ids, in fp32, a pair a step,
 with Adam. First every side takes one step of plain gradient descent: losses and all updates must agree. Then the sides
-run in turn: the first step of each run is left out, memory is the peak of the whole process.
+run in turn: the first step of each run is left out, memory is the peak of the whole process. Sizes and lengths that are
+not asked for keep the rows that results/against_peers.json has.
 
 A *setting* is the recomputation (TRL: its gradient checkpointing, which is its default; ours: keep-attention; or none)
 and where the reference's log-probs come from (computed before training, or by a model in memory in every step).
@@ -27,7 +28,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.common import write_result
+from benchmarks.common import RESULTS, write_result
+from benchmarks.origin import commit
 from megatron_longpo.data.dataset import PairOrder
 from megatron_longpo.data.indexed import PairWriter
 from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches
@@ -250,15 +252,27 @@ def main() -> None:
     parser.add_argument("--branch", type=int, default=256, help="tokens")
     parser.add_argument("--steps", type=int, default=3, help="beyond the first, which is not counted (default: 3)")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows = kept_rows({(size, trunk) for size in args.size for trunk in args.trunk})
     for size in args.size:
         for trunk in args.trunk:
             with tempfile.TemporaryDirectory() as name:
                 bench = Bench(Path(name), args.trl, size, trunk, args.branch, args.steps + 1)
-                where = {"size": size, "trunk": trunk, "branch": args.branch}
+                where = {"size": size, "trunk": trunk, "branch": args.branch, "commit": commit()}
                 print(where, flush=True)
                 rows += [where | row for row in measure(bench, args.steps + 1)]
-                write_result("against_peers", rows)
+                write_result("against_peers", sorted(rows, key=place))
+
+
+def place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a row stands in the table."""
+    return list(SIZES).index(row["size"]), row["trunk"]
+
+
+def kept_rows(asked: set[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Rows of an earlier run, of other sizes and lengths."""
+    path = RESULTS / "against_peers.json"
+    rows = json.loads(path.read_text())["measured"] if path.exists() else []
+    return [row for row in rows if (row["size"], row["trunk"]) not in asked]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def peers_table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Largest relative difference in a step of plain gradient descent: {loss:.1e} of the loss, {update:.1e} of a "
-        f"tensor's update. Measured with `{result['command']}` on {result['processor']}.",
+        f"tensor's update. Measured with `python -m benchmarks.against_peers --trl PYTHON` (some sizes and lengths by "
+        f"themselves, with `--size` and `--trunk`) on {result['processor']}.",
     ]
     return "\n".join(lines) + "\n"
 
