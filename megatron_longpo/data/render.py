@@ -138,10 +138,12 @@ def _render_conversation(
     turns = [pair.turns[index] for index in conversation.turns]
     instructions = [turn.instruction for turn in turns]
     try:
-        chosen, rejected = (
-            tokenise(codec, render_text(codec.tokenizer, conversation.context, instructions, answers))
+        texts = [
+            render_text(codec.tokenizer, conversation.context, instructions, answers)
             for answers in ([turn.chosen for turn in turns], [turn.rejected for turn in turns])
-        )
+        ]
+        chosen = tokenise(codec, texts[0])
+        rejected = tokenise(codec, texts[1], like=(texts[0], chosen))
         last_prompt = int(chosen.spans[0, 0]) - 1
         if not np.array_equal(chosen.ids[: last_prompt + 1], rejected.ids[: rejected.spans[0, 0]]):
             raise UserError(
