@@ -134,7 +134,7 @@ def cut_qkv(tensor: Tensor, num_query_groups: int, head_dim: int) -> list[Tensor
     trailing = tensor.shape[1:]
     grouped = tensor.reshape(num_query_groups, -1, *trailing)
     sizes = [grouped.shape[1] - 2 * head_dim, head_dim, head_dim]
-    return [_own_memory(part.reshape(-1, *trailing)) for part in torch.split(grouped, sizes, dim=1)]
+    return [part.reshape(-1, *trailing) for part in torch.split(grouped, sizes, dim=1)]
 
 
 def join_gate_up(parts: Sequence[Tensor]) -> Tensor:
@@ -147,10 +147,5 @@ def join_gate_up(parts: Sequence[Tensor]) -> Tensor:
 
 
 def cut_gate_up(tensor: Tensor) -> list[Tensor]:
-    """The inverse of `join_gate_up`: gate and up."""
-    return [_own_memory(part) for part in tensor.chunk(2)]
-
-
-def _own_memory(tensor: Tensor) -> Tensor:
-    """A contiguous copy: safetensors refuses to write tensors that share memory."""
-    return tensor.clone(memory_format=torch.contiguous_format)
+    """The inverse of `join_gate_up`: gate and up, in the same memory."""
+    return list(tensor.chunk(2))

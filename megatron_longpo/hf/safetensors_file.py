@@ -5,7 +5,10 @@ The library's own ``save_file`` wants all tensors of a file in memory at once, a
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_longpo.hf.ahead import made_ahead
+
 SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Those that weights may have."""
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _ALIGNMENT = 8
+_SYNC_BYTES = 2**28
 
 
 def write_safetensors(
@@ -24,18 +30,24 @@ def write_safetensors(
 ) -> None:
     """Write the tensors that ``outline`` names; ``make`` is called for one after the other and must fit the outline.
 
+    It is called in a thread, for the next one while one is written.
+
     Raises:
         OSError: the disk is full or not writable. Whatever ``make`` raises comes through.
     """
     # Wider numbers first, as the library writes them: every tensor then starts at a multiple of its item size.
     ordered = sorted(outline, key=lambda name: -outline[name][0].itemsize)
     try:
-        with path.open("wb") as file:
-            file.write(_header({name: outline[name] for name in ordered}))
-            for name in ordered:
-                tensor = make(name)
+        with path.open("wb") as file, closing(made_ahead(partial(make, name) for name in ordered)) as tensors:
+            unsynced = file.write(_header({name: outline[name] for name in ordered}))
+            for name, tensor in zip(ordered, tensors, strict=True):
                 assert (tensor.dtype, tuple(tensor.shape)) == outline[name], name
                 file.write(raw_bytes(tensor))
+                unsynced += tensor.nbytes
+                if unsynced >= _SYNC_BYTES:  # or all of it is waited for at the end, when nothing is left to be made
+                    file.flush()
+                    os.fdatasync(file.fileno())
+                    unsynced = 0
     except OSError as error:  # of a full disk, write() does not say which file
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -15,7 +15,8 @@ layer of tensors is in memory at a time.
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,6 +36,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, T
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_longpo.errors import UserError
+from megatron_longpo.hf.ahead import made_ahead
 from megatron_longpo.strict_json import read_json_object
 
 FORMAT_FILE = "metadata.json"
@@ -53,7 +55,7 @@ class Chunk:
     shape: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], Tensor]
-    """Returns the chunk's values, of the shape and dtype above; called once."""
+    """Returns the chunk's values, of the shape and dtype above; called once, in a thread."""
 
 
 def write_checkpoint(
@@ -71,13 +73,14 @@ def write_checkpoint(
         OSError: the disk is full or not writable. Whatever a ``make`` raises comes through.
     """
     planner = _WritePlanner(list(chunks), empty_objects, common_state)
-    # Nothing is on a GPU, so nothing is copied ahead; DCP then makes, writes and forgets one chunk after the other.
+    # Nothing is on a GPU, so nothing is copied ahead; DCP then asks for, writes and forgets one chunk after the other.
     writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
     writer.set_up_storage_writer(is_coordinator=True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
     (plan,) = writer.prepare_global_plan(plans)
     try:
-        results = writer.write_data(plan, planner)
+        with planner.made_ahead():
+            results = writer.write_data(plan, planner)
     except RuntimeError as error:
         # Of a full disk torch's zip writer only says "unexpected pos"; what the file system said is its context.
         if isinstance(error.__context__, OSError):
@@ -178,7 +181,7 @@ def fault_of(directory: Path) -> str | None:
 
 
 class _WritePlanner(DefaultSavePlanner):
-    """Plans the chunks as DCP shards and makes each one when the writer asks for it."""
+    """Plans the chunks as DCP shards, and makes the next one while the writer writes one; it keeps their order."""
 
     def __init__(self, chunks: list[Chunk], empty_objects: Sequence[str], common_state: Mapping[str, Any]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -186,6 +189,14 @@ class _WritePlanner(DefaultSavePlanner):
         # Megatron stores an object as a list, because a rank may hold several with one key.
         self._objects: dict[str, Any] = {key: [None] for key in empty_objects}
         self._objects[_COMMON_STATE_KEY] = [dict(common_state)]
+        self._values: Iterator[tuple[Chunk, Tensor]] = iter(())
+
+    @contextmanager
+    def made_ahead(self) -> Generator[None]:
+        """Around the writing."""
+        with closing(made_ahead(chunk.make for chunk in self._chunks.values())) as values:
+            self._values = zip(self._chunks.values(), values, strict=True)
+            yield
 
     def create_local_plan(self) -> SavePlan:
         objects = [WriteItem(index=MetadataIndex(key), type=WriteItemType.BYTE_IO) for key in self._objects]
@@ -209,8 +220,8 @@ class _WritePlanner(DefaultSavePlanner):
             stream = io.BytesIO()
             torch.save(self._objects[write_item.index.fqn], stream)
             return stream
-        chunk = self._chunks[write_item.index]
-        values = chunk.make()
+        chunk, values = next(self._values)
+        assert chunk is self._chunks[write_item.index], (chunk.key, write_item.index)
         assert values.dtype == chunk.dtype, (chunk.key, values.dtype, chunk.dtype)
         return values.reshape(chunk.shape)
 

@@ -44,8 +44,6 @@ def test_cut_undoes_join(groups: int, queries: int, head_dim: int, is_bias: bool
     gate_up = parts[1:]
     again = cut_gate_up(join_gate_up(gate_up))
     assert all(torch.equal(part, other) for part, other in zip(gate_up, again, strict=True))
-    storages = {tensor.untyped_storage().data_ptr() for tensor in [*back, *again]}
-    assert len(storages) == 5, "safetensors refuses tensors that share memory"
 
 
 def shape(**changes: bool) -> Architecture:
