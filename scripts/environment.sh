@@ -13,7 +13,7 @@ trap 'printf "interrupted; the next run makes the environment anew\n" >&2; exit 
 unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX
 export PIP_USER=0
 
-GB_NEEDED=7 # measured: 6.6 GB, nearly all of it PyTorch and its CUDA libraries
+GB_NEEDED=8 # measured: 7.1 GB, nearly all of it PyTorch and its CUDA libraries
 made_from=.venv/made-from
 
 main() {
@@ -59,10 +59,10 @@ make_environment() { # $1: the Python
     quietly .venv/bin/python -m pip install --no-input --disable-pip-version-check --no-deps --only-binary=:all: \
         --require-hashes -r .venv/uv.txt || fail "pip could not install uv; \`pip config list\` shows where it looks"
     check_room
-    scripts/uv.sh pip sync --require-hashes requirements.txt ||
+    # Compiled here once: where PYTHONDONTWRITEBYTECODE is set, as in many images, every start would take 5 s for it. And
+    # Python warns of Megatron's escape sequences when it compiles them: here, unseen.
+    scripts/uv.sh pip sync --compile-bytecode --require-hashes requirements.txt ||
         fail "uv could not install requirements.txt; the next run begins anew with what it has in its cache"
-    # Python warns of Megatron's escape sequences when it compiles them: here, unseen, and not in the user's first run.
-    quietly .venv/bin/python -m compileall -q .venv/lib/python3*/site-packages/megatron || true
     scripts/uv.sh pip install --quiet --no-deps --no-build-isolation --editable . ||
         fail "uv could not install the package of this checkout"
 }
