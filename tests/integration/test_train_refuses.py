@@ -22,9 +22,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return make_workspace(tmp_path_factory.mktemp("work"), num_pairs=8)
 
 
-def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1) -> str:
+def refusal(work: Workspace, *options: str | Path, num_ranks: int = 1, saves: bool = True) -> str:
     """The one error line of a run that must fail."""
-    finished = train(work, *common(work), *options, num_ranks=num_ranks)
+    finished = train(work, *(common(work) if saves else ["--train-iters", "1"]), *options, num_ranks=num_ranks)
     lines = [line for line in finished.output.splitlines() if "error:" in line]
     assert finished.status == 2 and len(lines) == 1, finished.output
     assert "Traceback" not in finished.output
@@ -218,6 +218,11 @@ def test_a_batch_that_virtual_stages_cannot_share(work: Workspace) -> None:
     virtual = ["--pipeline-model-parallel-size", "2", "--num-layers-per-virtual-pipeline-stage", "1"]
     line = refusal(work, "--global-batch-size", "3", *virtual, num_ranks=2)
     assert "1 data-parallel ranks x 2 stages of an interleaved pipeline; give a multiple, such as 4" in line
+
+
+def test_wandb_without_a_folder(work: Workspace) -> None:
+    named = ["--wandb-project", "p", "--wandb-exp-name", "n"]
+    assert "needs a folder to write to; add --save or --wandb-save-dir" in refusal(work, *named, saves=False)
 
 
 def test_no_reference(work: Workspace) -> None:
