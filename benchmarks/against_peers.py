@@ -1,12 +1,16 @@
 """A step of ours against what a user would run instead: TRL's DPOTrainer, and the released trainer in plain PyTorch.
 
-    python -m benchmarks.against_peers --trl PYTHON [--size 28M ...] [--trunk 1024 ...] [--branch 256] [--steps 3]
+    python -m benchmarks.against_peers --trl PYTHON [--size 28M ...] [--trunk 1024 ...] [--setting released ...]
+    python -m benchmarks.against_peers --device cuda --size 7B-wide --trunk 32768 [--trl PYTHON]
 
 PYTHON is the interpreter of an environment with benchmarks/peers/requirements.txt. All sides are whole programs, one
 process with two threads on a CPU, on the same random Llama weights, reference and token ids, in fp32, a pair a step,
 with Adam. First every side takes one step of plain gradient descent: losses and all updates must agree. Then the sides
-run in turn: the first step of each run is left out, memory is the peak of the whole process. Sizes and lengths that are
-not asked for keep the rows that results/against_peers.json has.
+run in turn: the first step of each run is left out, memory is the peak of the whole process. Sizes, lengths and
+settings that are not asked for keep the rows of results/against_peers.json.
+
+On a GPU all sides train in bf16 (ours with fp32 gradients), the losses of the first step must agree to 2e-2, and the
+rows go to results/against_peers_cuda.json; without --trl only the released form is run there.
 
 A *setting* is the recomputation (TRL: its gradient checkpointing, which is its default; ours: keep-attention; or none)
 and where the reference's log-probs come from (computed before training, or by a model in memory in every step).
@@ -14,265 +18,117 @@ and where the reference's log-probs come from (computed before training, or by a
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from benchmarks.common import RESULTS, write_result
 from benchmarks.origin import commit
-from megatron_longpo.data.dataset import PairOrder
-from megatron_longpo.data.indexed import PairWriter
-from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches
-from megatron_longpo.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from megatron_longpo.metrics_file import read_metrics
-from tests.tokenizers import chatml_tokenizer
+from benchmarks.peers.sides import SIZES, Bench, Job
 
-LLAMA = {"max_position_embeddings": 131072, "rope_theta": 1e6}
-SIZES: dict[str, dict[str, Any]] = {
-    "28M": LLAMA
-    | {"num_hidden_layers": 8, "hidden_size": 448, "intermediate_size": 1536, "vocab_size": 8192}
-    | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 56, "tie_word_embeddings": False},
-    "135M": LLAMA
-    | {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152}
-    | {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
-}
-"""The second has SmolLM2-135M's shape."""
-SHORT = 1024
-"""Tokens of the short context's trunk."""
-THREADS, SEED = 2, 1
-AGREE = 1e-4
-"""Largest relative difference of the losses, and of a tensor's update."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A run of one side; the peers get it as JSON."""
-
-    side: str
-    """"ours", "trl" or "released"."""
-    objective: str
-    recompute: bool
-    reference_is_precomputed: bool
-    steps: int
-    result: str
-    model: str
-    reference: str
-    pairs: str
-    save: str = ""
-    optimizer: str = "adam"
-    learning_rate: float = 1e-6
-    clip: float = 1.0
-    beta: float = 0.1
-    pref_coef: float = 1.0
-    nll_coef: float = 0.0
-    threads: int = THREADS
-
-
-class Bench:
-    """Two models, and pairs of one length as a dataset and, in the order of training, as token ids."""
-
-    def __init__(self, folder: Path, trl: Path, size: str, trunk: int, branch: int, num_pairs: int) -> None:
-        self._folder, self._trl = folder, trl
-        self.model, self.reference = (self._make_model(name, size, seed) for seed, name in enumerate(("policy", "ref")))
-        self._make_pairs(trunk, branch, num_pairs, SIZES[size]["vocab_size"])
-        for hf in (self.model, self.reference):
-            run_verb("import-hf", "--hf", hf, "--output", folder / f"{hf.name}-imported")
-        for context in ("short", "long"):
-            words = ["--data", folder / "data", "--checkpoint", folder / "ref-imported", "--context", context]
-            run_verb("score-reference", *words)
-
-    def _make_model(self, name: str, size: str, seed: int) -> Path:
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES[size]), dtype=torch.float32)
-        model.save_pretrained(self._folder / name)
-        chatml_tokenizer(self._folder / name)
-        return self._folder / name
-
-    def _make_pairs(self, trunk: int, branch: int, num_pairs: int, vocab_size: int) -> None:
-        """One turn; the branches' first token, which belongs to the prompt, is the same."""
-        draw = np.random.default_rng(0)
-        as_ids: list[dict[str, list[int]]] = []
-        fingerprint = tokenizer_fingerprint(load_tokenizer(self.model))
-        settings: dict[str, Any] = {"tokenizer_fingerprint": fingerprint, "vocab_size": vocab_size}
-        with PairWriter(self._folder / "data", max_length=trunk + branch, overlong="refuse", **settings) as writer:
-            for number in range(num_pairs):
-                long, short, *answers = (
-                    draw.integers(vocab_size, size=tokens, dtype=np.int32) for tokens in (trunk, SHORT, branch, branch)
-                )
-                answers[1][0] = answers[0][0]
-                chosen, rejected = (Branch(answer, np.array([[1, branch]], np.int32)) for answer in answers)
-                contexts = [TrunkAndBranches(context, chosen, rejected) for context in (long, short)]
-                writer.add(RenderedPair(f"pair-{number}", contexts[0], tuple(contexts[1:])), f"pairs:{number + 1}")
-                prompts = {"prompt_ids": [*long, answers[0][0]], "short_prompt_ids": [*short, answers[0][0]]}
-                ids = prompts | {"chosen_ids": answers[0][1:], "rejected_ids": answers[1][1:]}
-                as_ids.append({name: [int(one) for one in tokens] for name, tokens in ids.items()})
-            writer.finish([])
-        self.order = [PairOrder(range(num_pairs), SEED)(place) for place in range(num_pairs)]
-        (self._folder / "pairs.json").write_text(json.dumps([as_ids[index] for index in self.order]))
-
-    def job(self, side: str, objective: str, **settings: Any) -> Job:
-        """A job on these models and pairs."""
-        if objective == "longpo":
-            settings |= {"beta": 0.01, "pref_coef": 0.01, "nll_coef": 1.0}
-        name = "-".join(map(str, (side, objective, *settings.values())))
-        return Job(
-            side,
-            objective,
-            model=str(self.model),
-            reference=str(self.reference),
-            pairs=str(self._folder / "pairs.json"),
-            result=str(self._folder / f"{name}.json"),
-            **settings,
-        )
-
-    def run(self, job: Job) -> dict[str, Any]:
-        """Run a side's program: seconds and loss of each step, and the peak of its memory."""
-        if job.side == "ours":
-            return self._run_ours(job)
-        path = Path(job.result).with_suffix(".job")
-        path.write_text(json.dumps(asdict(job)))
-        module = {"trl": "trl_dpo", "released": "released_form"}[job.side]
-        peak = peak_of([str(self._trl), "-m", f"benchmarks.peers.{module}", str(path)], job.threads)
-        return {**json.loads(Path(job.result).read_text()), "peak_bytes": peak}
-
-    def _run_ours(self, job: Job) -> dict[str, Any]:
-        save = Path(job.result).with_suffix(".run")
-        words: list[object] = ["--load", self._folder / "policy-imported", "--longpo-data", self._folder / "data"]
-        words += ["--longpo-metrics", save / "metrics.jsonl", "--train-iters", job.steps, "--global-batch-size", 1]
-        words += ["--longpo-objective", job.objective, "--longpo-beta", job.beta, "--longpo-pref-coef", job.pref_coef]
-        words += ["--longpo-nll-coef", job.nll_coef, "--lr", job.learning_rate, "--lr-decay-style", "constant"]
-        words += ["--weight-decay", 0, "--clip-grad", job.clip, "--optimizer", job.optimizer, "--seed", SEED]
-        words += ["--sgd-momentum", 0] if job.optimizer == "sgd" else []
-        words += ["--longpo-recompute", "keep-attention"] if job.recompute else []
-        words += ["--save", save, "--save-interval", job.steps] if job.save else []
-        words += ["--longpo-reference-checkpoint", self._folder / "ref-imported"]
-        words += [] if job.reference_is_precomputed else ["--longpo-online-reference"]
-        program = [sys.executable, "-m", "megatron_longpo.train", *map(str, words)]
-        peak = peak_of(program, job.threads)
-        if job.save:
-            run_verb("export-hf", "--checkpoint", save, "--output", job.save)
-        lines = read_metrics(save / "metrics.jsonl", "train")
-        return {
-            "seconds": [line["seconds"] for line in lines],
-            "losses": [line["loss"] for line in lines],
-            "peak_bytes": peak,
-        }
-
-    def agree(self, ours: Job, peer: Job) -> dict[str, float]:
-        """Hold a step of plain gradient descent of both sides against each other.
-
-        Returns:
-            The relative difference of the losses, and the largest one of a tensor's update, by norms.
-
-        Raises:
-            SystemExit: they differ by more than AGREE.
-        """
-        descent: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 10.0, "clip": 0.0, "steps": 1}
-        found, updates = [], []
-        before = load_file(self.model / "model.safetensors")
-        for job in (ours, peer):
-            saved = Path(job.result).with_suffix(".saved")
-            result = str(Path(job.result).with_suffix(".descent.json"))
-            found.append(self.run(replace(job, save=str(saved), result=result, **descent)))
-            after = load_file(saved / "model.safetensors")
-            updates.append({name: after[name].double() - weight.double() for name, weight in before.items()})
-        mine, theirs = updates
-        loss, peers_loss = (one["losses"][0] for one in found)
-        differences = {
-            "loss": abs(loss / peers_loss - 1),
-            "update": max(float((mine[name] - one).norm() / one.norm()) for name, one in theirs.items()),
-        }
-        if max(differences.values()) > AGREE:
-            raise SystemExit(f"{peer.side} and ours differ: {differences}")
-        return differences
-
-
-def run_verb(*words: object) -> None:
-    """Run one of the verbs."""
-    command = [sys.executable, "-m", "megatron_longpo.commands.main", *map(str, words)]
-    subprocess.run(command, check=True, capture_output=True)
-
-
-def peak_of(command: list[str], threads: int) -> int:
-    """Run a program to its end: the most bytes that it held resident."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(log.read().decode()[-3000:])
-    return usage.ru_maxrss * 1024
-
-
-SETTINGS = tuple(
-    {"recompute": recompute, "reference_is_precomputed": is_precomputed}
+AGREE_IN_BF16 = 2e-2
+"""Largest relative difference of the first losses."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    f"trl-{'recomputed' if recompute else 'kept'}-{'before' if is_precomputed else 'online'}": {
+        "peer": "trl",
+        "recompute": recompute,
+        "precomputed": is_precomputed,
+    }
     for is_precomputed in (True, False)
     for recompute in (True, False)
-)
+} | {"released": {"peer": "released", "recompute": True, "precomputed": False}}
+"""What stands in a row, by the name that --setting knows."""
 
 
-def measure(bench: Bench, steps: int) -> list[dict[str, Any]]:
-    """All settings of DPO against TRL, then LongPO against the released form."""
-    pairs = [
-        (bench.job("ours", "dpo", steps=steps, **one), bench.job("trl", "dpo", steps=steps, **one)) for one in SETTINGS
-    ]
-    ours = bench.job("ours", "longpo", steps=steps, recompute=True, reference_is_precomputed=True)
-    pairs.append((ours, bench.job("released", "longpo", steps=steps, recompute=True, reference_is_precomputed=False)))
-    differences = {peer.side: bench.agree(mine, peer) for mine, peer in (pairs[0], pairs[-1])}
-    rows: list[dict[str, Any]] = []
-    for mine, peer in pairs:
+def measure(bench: Bench, steps: int, settings: list[str]) -> Iterator[dict[str, Any]]:
+    """DPO against TRL, LongPO against the released form; a peer is held against ours before it is timed first."""
+    differences: dict[str, dict[str, float]] = {}
+    for name in settings:
+        setting = SETTINGS[name]
+        mine, peer = jobs(bench, steps, **setting)
+        if bench.device == "cpu" and peer.side not in differences:
+            differences[peer.side] = bench.agree(mine, peer)
         found, theirs = bench.run(mine), bench.run(peer)
         seconds, peers_seconds = (statistics.median(one["seconds"][1:]) for one in (found, theirs))
-        row = {"peer": peer.side, "recompute": peer.recompute, "precomputed": peer.reference_is_precomputed}
-        row |= {"ours": found, "theirs": theirs, "differences": differences[peer.side]}
-        row |= {"times": peers_seconds / seconds, "memory": found["peak_bytes"] / theirs["peak_bytes"]}
+        row = {
+            **setting,
+            "ours": found,
+            "theirs": theirs,
+            "differences": differences.get(peer.side) or agree_at_first(found, theirs),
+            "times": peers_seconds / seconds,
+            "memory": found["peak_bytes"] / theirs["peak_bytes"],
+        }
         print({name: one for name, one in row.items() if name not in ("ours", "theirs")}, flush=True)
-        rows.append(row)
-    return rows
+        yield row
+
+
+def jobs(bench: Bench, steps: int, peer: str, recompute: bool, precomputed: bool) -> tuple[Job, Job]:
+    """Ours and the peer's; the released form has its reference in every step where ours was computed before."""
+    objective = {"trl": "dpo", "released": "longpo"}[peer]
+    ours, theirs = (
+        bench.job(side, objective, steps=steps, recompute=recompute, reference_is_precomputed=is_precomputed)
+        for side, is_precomputed in (("ours", precomputed or peer == "released"), (peer, precomputed))
+    )
+    return ours, theirs
 
 
 def main() -> None:
     """Measure all sizes and lengths, and write the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl", type=Path, required=True, metavar="PYTHON", help="of an environment with TRL")
+    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=SIZES, nargs="+", default=["28M", "135M"])
     parser.add_argument("--trunk", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="tokens")
     parser.add_argument("--branch", type=int, default=256, help="tokens")
+    parser.add_argument("--setting", choices=SETTINGS, nargs="+", default=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=3, help="beyond the first, which is not counted (default: 3)")
     args = parser.parse_args()
-    rows = kept_rows({(size, trunk) for size in args.size for trunk in args.trunk})
+    if args.device == "cpu" and not args.trl:
+        parser.error("--trl PYTHON is needed: an environment with benchmarks/peers/requirements.txt")
+    name = "against_peers" if args.device == "cpu" else "against_peers_cuda"
+    command = f"python -m benchmarks.against_peers --device {args.device} --trl PYTHON"
+    settings = [one for one in args.setting if args.trl or SETTINGS[one]["peer"] != "trl"]
+    rows = kept_rows(name, {(size, trunk, one) for size in args.size for trunk in args.trunk for one in settings})
     for size in args.size:
         for trunk in args.trunk:
-            with tempfile.TemporaryDirectory() as name:
-                bench = Bench(Path(name), args.trl, size, trunk, args.branch, args.steps + 1)
+            with tempfile.TemporaryDirectory() as folder:
+                bench = Bench(Path(folder), args.trl, args.device, size, trunk, args.branch, args.steps + 1)
                 where = {"size": size, "trunk": trunk, "branch": args.branch, "commit": commit()}
                 print(where, flush=True)
-                rows += [where | row for row in measure(bench, args.steps + 1)]
-                write_result("against_peers", sorted(rows, key=place))
+                for row in measure(bench, args.steps + 1, settings):
+                    rows.append(where | row)
+                    write_result(name, sorted(rows, key=place), command)
 
 
-def place(row: dict[str, Any]) -> tuple[int, int]:
+def agree_at_first(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+    """The relative difference of the first losses, in bf16.
+
+    Raises:
+        SystemExit: it is more than AGREE_IN_BF16.
+    """
+    difference = abs(ours["losses"][0] / theirs["losses"][0] - 1)
+    if difference > AGREE_IN_BF16:
+        raise SystemExit(f"the first losses differ: {ours['losses'][0]} and {theirs['losses'][0]}")
+    return {"loss": difference}
+
+
+def setting_of(row: dict[str, Any]) -> str:
+    """Its name."""
+    return next(name for name, one in SETTINGS.items() if all(row[key] == value for key, value in one.items()))
+
+
+def place(row: dict[str, Any]) -> tuple[int, int, int]:
     """Where a row stands in the table."""
-    return list(SIZES).index(row["size"]), row["trunk"]
+    return list(SIZES).index(row["size"]), row["trunk"], list(SETTINGS).index(setting_of(row))
 
 
-def kept_rows(asked: set[tuple[str, int]]) -> list[dict[str, Any]]:
-    """Rows of an earlier run, of other sizes and lengths."""
-    path = RESULTS / "against_peers.json"
+def kept_rows(name: str, asked: set[tuple[str, int, str]]) -> list[dict[str, Any]]:
+    """Rows of an earlier run, of other sizes, lengths and settings."""
+    path = RESULTS / f"{name}.json"
     rows = json.loads(path.read_text())["measured"] if path.exists() else []
-    return [row for row in rows if (row["size"], row["trunk"]) not in asked]
+    return [row for row in rows if (row["size"], row["trunk"], setting_of(row)) not in asked]
 
 
 if __name__ == "__main__":

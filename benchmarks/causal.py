@@ -79,7 +79,7 @@ def set_tree_attention(model: GPTModel) -> None:
     """Let the model run trees: the product's side."""
     for layer in model.decoder.layers:
         attention = layer.self_attention
-        attention.core_attention = TreeAttention(model.config, 1, attention.attn_mask_type, "self")
+        attention.core_attention = TreeAttention(model.config, layer.layer_number, attention.attn_mask_type, "self")
 
 
 def set_causal_attention(model: GPTModel, group: ProcessGroup) -> None:

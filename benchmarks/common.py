@@ -68,11 +68,15 @@ def resident_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def write_result(name: str, measured: Any) -> None:
-    """Write ``results/NAME.json``: the command, commit, software and hardware beside the raw numbers."""
+def write_result(name: str, measured: Any, command: str = "") -> None:
+    """Write ``results/NAME.json``: the command, commit, software and hardware beside the raw numbers.
+
+    Args:
+        command: what measures all of it again, where that is not what was typed.
+    """
     RESULTS.mkdir(exist_ok=True)
     result = {
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": command or " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "commit": commit(),
         "device": "cpu" if platform.is_cpu() else torch.cuda.get_device_name(),
         "processor": processor(),

@@ -1,21 +1,24 @@
-"""Time and peak memory of import-hf and export-hf on a model of Mistral-7B's shape; every bit must come back.
+"""Time and peak memory of import-hf and export-hf on a model of Mistral-7B's shape, beside a plain copy of its files;
+every bit must come back.
 
     python -m benchmarks.door [--layers 32] [--folder DIR]
 
 The weights are random, bf16, and written layer by layer with the safetensors library. Both commands run as a user runs
-them; their peak is what the kernel reports of the finished process, mapped pages of files included. DIR needs room for
-three times the model: source, checkpoint, export.
+them; their peak is what the kernel reports of the finished process, mapped pages of files included. The copy is
+shutil.copyfile and fsync of every file, as both commands fsync theirs, before and after them. DIR needs room for three
+times the model: source, checkpoint, export.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +62,11 @@ def main() -> None:
         source, checkpoint, exported = (Path(name) / part for part in ("source", "checkpoint", "exported"))
         num_bytes = write_model(source, args.layers)
         measured: dict[str, Any] = {"layers": args.layers, "weight_bytes": num_bytes}
+        copies = [copy(source, Path(name) / "copy")]
         measured["import-hf"] = run("import-hf", "--hf", source, "--output", checkpoint, "--no-verify")
         measured["export-hf"] = run("export-hf", "--checkpoint", checkpoint, "--output", exported, "--no-verify")
+        copies.append(copy(source, Path(name) / "copy"))
+        measured["copy"] = {"seconds": copies}
         before, after = hashes(source), hashes(exported)
     measured["num_tensors"] = len(before)
     measured["bit_exact"] = before == after
@@ -68,21 +74,23 @@ def main() -> None:
         seconds, peak = measured[verb]["seconds"], measured[verb]["peak_rss_bytes"]
         print(
             f"{verb}: {num_bytes / 1e9:.2f} GB in {seconds:.1f} s, {num_bytes / seconds / 1e6:.0f} MB/s, "
-            f"peak {peak / 2**30:.2f} GiB"
+            f"peak {peak / 2**30:.2f} GiB; {min(copies) / seconds:.2f} of a copy's"
         )
     print(f"{len(before)} tensors, bit exact: {before == after}")
     write_result("door", measured)
 
 
-def write_model(folder: Path, num_layers: int) -> int:
+def write_model(folder: Path, num_layers: int, shape: Mapping[str, Any] = MISTRAL_7B) -> int:
     """A folder with one file a layer; returns the bytes of its weights."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**MISTRAL_7B, "num_hidden_layers": num_layers}))
+    (folder / "config.json").write_text(json.dumps({**shape, "num_hidden_layers": num_layers}))
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     weight_map: dict[str, str] = {}
     num_bytes = 0
-    for number, tensors in enumerate(tqdm(parts(num_layers), total=num_layers + 1, desc="random model", unit="file")):
+    for number, tensors in enumerate(
+        tqdm(parts(num_layers, shape), total=num_layers + 1, desc="random model", unit="file")
+    ):
         filename = f"model-{number:05d}.safetensors"
         save_file(tensors, folder / filename, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, filename)
@@ -92,17 +100,17 @@ def write_model(folder: Path, num_layers: int) -> int:
     return num_bytes
 
 
-def parts(num_layers: int) -> Iterator[dict[str, Tensor]]:
+def parts(num_layers: int, shape: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
     """What stands outside the layers, then each layer."""
-    hidden, ffn, vocab = (MISTRAL_7B[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
-    keys = MISTRAL_7B["num_key_value_heads"] * MISTRAL_7B["head_dim"]
+    hidden, ffn, vocab = (shape[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
+    heads, keys = (shape[name] * shape["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
     outside = {"model.embed_tokens": (vocab, hidden), "lm_head": (vocab, hidden), "model.norm": (hidden,)}
     inside = {
         "input_layernorm": (hidden,),
-        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.q_proj": (heads, hidden),
         "self_attn.k_proj": (keys, hidden),
         "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden),
+        "self_attn.o_proj": (hidden, heads),
         "post_attention_layernorm": (hidden,),
         "mlp.gate_proj": (ffn, hidden),
         "mlp.up_proj": (ffn, hidden),
@@ -111,10 +119,10 @@ def parts(num_layers: int) -> Iterator[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     for prefix, shapes in [("", outside), *((f"model.layers.{layer}.", inside) for layer in range(num_layers))]:
         yield {
-            f"{prefix}{name}.weight": torch.randint(_BF16_ONE, shape, dtype=torch.int16, generator=generator).view(
+            f"{prefix}{name}.weight": torch.randint(_BF16_ONE, size, dtype=torch.int16, generator=generator).view(
                 torch.bfloat16
             )
-            for name, shape in shapes.items()
+            for name, size in shapes.items()
         }
 
 
@@ -128,6 +136,19 @@ def run(*command: str | Path) -> dict[str, float]:
     if status:
         raise RuntimeError(f"{command[0]} failed with status {os.waitstatus_to_exitcode(status)}")
     return {"seconds": time.monotonic() - start, "peak_rss_bytes": usage.ru_maxrss * 1024}
+
+
+def copy(source: Path, target: Path) -> float:
+    """Seconds of a durable copy, which is removed again."""
+    began = time.monotonic()
+    target.mkdir()
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
+        with (target / path.name).open("rb") as file:
+            os.fsync(file)
+    seconds = time.monotonic() - began
+    shutil.rmtree(target)
+    return seconds
 
 
 def hashes(folder: Path) -> dict[str, str]:

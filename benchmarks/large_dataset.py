@@ -84,16 +84,18 @@ def read(prefix: Path, num_reads: int) -> dict[str, float]:
     opening = time.perf_counter() - started
     indices = np.random.default_rng(0).permutation(len(reader))[:num_reads].tolist()
     found: dict[str, float] = {"open_s": opening}
+    seconds: list[float]
     for how in ("cold", "warm"):
-        seconds, num_tokens = 0.0, 0
+        seconds, num_tokens = [], 0
         for index in indices:
             began = time.perf_counter()
             pair = reader[index]
-            seconds += time.perf_counter() - began
+            seconds.append(time.perf_counter() - began)
             anonymous = max(anonymous, resident_bytes("RssAnon"))
             num_tokens += sum(sum(item.lengths) for item in (pair.long, *pair.short))
             check(pair, make_pair(base, index))
-        found |= {f"{how}_tokens_per_s": num_tokens / seconds, f"{how}_ms_per_pair": 1e3 * seconds / len(indices)}
+        found |= {f"{how}_tokens_per_s": num_tokens / sum(seconds), f"{how}_ms_per_pair": 1e3 * np.mean(seconds)}
+        found |= {f"{how}_ms_p{rank}": 1e3 * np.percentile(seconds, rank) for rank in (50, 99)}
     return {**found, "reads": len(indices), "read_peak_bytes": anonymous - before}
 
 

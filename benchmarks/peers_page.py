@@ -17,8 +17,8 @@ def peers_table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Largest relative difference in a step of plain gradient descent: {loss:.1e} of the loss, {update:.1e} of a "
-        f"tensor's update. Measured with `python -m benchmarks.against_peers --trl PYTHON` (some sizes and lengths by "
-        f"themselves, with `--size` and `--trunk`) on {result['processor']}.",
+        f"tensor's update. Measured with `{result['command']}` (sizes and lengths by themselves, with `--size` and "
+        f"`--trunk`) on {result['processor']}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -41,17 +41,18 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def peers_sentence(measured: list[dict[str, Any]]) -> str:
-    """What the longest trunk shows, of each model."""
+    """What the longest trunk of each model shows, over all settings of a peer."""
     parts: list[str] = []
     for size in dict.fromkeys(row["size"] for row in measured):
-        rows = [row for row in measured if row["size"] == size]
-        longest = max(row["trunk"] for row in rows)
-        found = (
-            f"{PEERS[row['peer']]}, {'with' if row['recompute'] else 'without'} recomputation, reference "
-            f"{'computed before' if row['precomputed'] else 'in every step'}: {row['times']:.2f}x, "
-            f"{row['memory']:.2f} of its memory"
-            for row in rows
-            if row["trunk"] == longest
-        )
-        parts.append(f"{size}, trunk {longest:,}: {'; '.join(found)}")
-    return ". ".join(parts)
+        longest = max(row["trunk"] for row in measured if row["size"] == size)
+        rows = [row for row in measured if (row["size"], row["trunk"]) == (size, longest)]
+        for peer, name in PEERS.items():
+            of_peer = [row for row in rows if row["peer"] == peer]
+            times, memory = (_range([row[what] for row in of_peer]) for what in ("times", "memory"))
+            parts.append(f"{size}, trunk {longest:,}: {times} times as fast as {name}, with {memory} of its memory")
+    return "; ".join(parts)
+
+
+def _range(numbers: list[float]) -> str:
+    least, most = f"{min(numbers):.2f}", f"{max(numbers):.2f}"
+    return least if least == most else f"{least} to {most}"

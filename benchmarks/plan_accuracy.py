@@ -12,20 +12,14 @@ import argparse
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.common import write_result
-from megatron_longpo.data.indexed import PairWriter
-from megatron_longpo.data.render import Branch, RenderedPair, TrunkAndBranches
-from megatron_longpo.hf.sidecar import read_identity
+from benchmarks.random_runs import ALLOCATOR, imported_model, run_python, write_pairs
 
 SMALL: dict[str, Any] = {
     "hidden_size": 512,
@@ -128,7 +122,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for model in sorted({RUNS[run].model for run in args.only or RUNS}):
-            _import(folder / model, MODELS[model])
+            imported_model(folder / model, MODELS[model])
         for run in args.only or RUNS:
             rows.append({"name": run, **asdict(RUNS[run]), **measure(folder, RUNS[run])})
             held, planned = rows[-1]["held"], rows[-1]["planned"]
@@ -144,51 +138,16 @@ def measure(folder: Path, run: Run) -> dict[str, int]:
     imported = folder / run.model / "imported"
     data = folder / run.model / f"{run.trunk}-{run.branch}"
     if not data.with_name(data.name + ".idx").exists():
-        _pairs(data, run, MODELS[run.model]["vocab_size"], read_identity(imported).tokenizer_fingerprint)
+        write_pairs(data, imported, run.trunk, run.branch, MODELS[run.model]["vocab_size"])
     objective = () if "--longpo-objective" in run.options else ("--longpo-objective", "simpo")  # needs no scores
-    last = _python(
+    last = run_python(
         "torch.distributed.run", "--standalone", "--nproc-per-node", run.ranks, "-m", "megatron_longpo.train",
         "--load", imported, "--longpo-data", data, "--global-batch-size", run.batch, "--train-iters", 2, "--lr", 1e-5,
-        *objective, *run.options,
+        *objective, *run.options, environment=os.environ | ALLOCATOR,
     )  # fmt: skip
     found = re.search(r"memory of a rank: ([\d.]+) GiB at most, ([\d.]+) GiB planned", last)
     assert found, last
     return {"held": int(float(found[1]) * 2**30), "planned": int(float(found[2]) * 2**30)}
-
-
-def _import(folder: Path, model: dict[str, Any]) -> None:
-    from tests.workspace import make_model
-
-    make_model(folder / "hf", "llama", max_position_embeddings=16384, **model)
-    _python("megatron_longpo.commands.main", "import-hf", "--hf", folder / "hf", "--output", folder / "imported")
-
-
-def _pairs(prefix: Path, run: Run, vocab_size: int, tokenizer: str) -> None:
-    """Sixteen of the same lengths."""
-    rng = np.random.default_rng(0)
-    settings: dict[str, Any] = {"max_length": run.trunk + run.branch, "overlong": "refuse"}
-    with PairWriter(prefix, tokenizer_fingerprint=tokenizer, vocab_size=vocab_size, **settings) as writer:
-        for index in range(16):
-            writer.add(_pair(rng, str(index), run, vocab_size))
-        writer.finish([])
-
-
-def _pair(rng: np.random.Generator, name: str, run: Run, vocab_size: int) -> RenderedPair:
-    trunk, *branches = (rng.integers(vocab_size, size=n, dtype=np.int32) for n in (run.trunk, run.branch, run.branch))
-    branches[1][0] = branches[0][0]
-    span = np.array([[1, run.branch]], np.int32)
-    one = TrunkAndBranches(trunk, *(Branch(tokens, span) for tokens in branches))
-    short = TrunkAndBranches(trunk[:64], *(Branch(tokens, span) for tokens in branches))
-    return RenderedPair(name, one, (short,), 0)
-
-
-def _python(*argv: object) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, "-m", *map(str, argv)]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, argv))}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
 
 
 if __name__ == "__main__":

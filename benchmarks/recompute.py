@@ -16,7 +16,7 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from benchmarks.common import on_ranks, peak_bytes, write_result
-from benchmarks.small_mistral import random_mistral, random_pair, shared_pass
+from benchmarks.small_mistral import OPTIONS, random_mistral, random_pair, shared_pass
 
 MODES = ("none", "full", "keep-attention")
 
@@ -71,9 +71,9 @@ def times(trunk: int, branch: int, repeats: int) -> dict[str, list[float]]:
     return found
 
 
-def peak(mode: str, trunk: int, branch: int) -> int:
+def peak(mode: str, trunk: int, branch: int, options: dict[str, Any] = OPTIONS) -> int:
     """Of one step, beyond model and gradients."""
-    model = random_mistral()
+    model = random_mistral(options=options)
     step(model, mode, 64, 16)  # load kernels and threads, make the gradients
     return peak_bytes(lambda: step(model, mode, trunk, branch))
 

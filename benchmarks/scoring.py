@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.against_peers import AGREE, SIZES, THREADS, Bench
 from benchmarks.common import on_ranks, write_result
+from benchmarks.peers.sides import AGREE, SIZES, THREADS, Bench
 from megatron_longpo.data.dataset import conversation_arrays
 from megatron_longpo.data.indexed import PairReader
 
@@ -34,7 +34,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for trunk in args.trunk:
         with tempfile.TemporaryDirectory() as name:
-            bench = Bench(Path(name), args.trl, args.size, trunk, args.branch, args.pairs)
+            bench = Bench(Path(name), args.trl, "cpu", args.size, trunk, args.branch, args.pairs)
             ours = on_ranks(score_pairs, 1, Path(name) / "data", Path(name) / "ref-imported", bench.order)[0]
             job = bench.job("trl", "dpo", steps=0, recompute=False, reference_is_precomputed=True)
             theirs = bench.run(job)["scored"]

@@ -12,7 +12,6 @@ square where it is causal).
 """
 
 import argparse
-import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.causal import compare, seconds_in_turn, set_causal_attention, set_tree_attention
 from benchmarks.common import on_ranks, write_result
+from benchmarks.operators import ATTENTION_FLOPS
 from benchmarks.small_mistral import VOCAB_SIZE, random_ids, random_mistral, tree
 from megatron_longpo.model.attention import TreeParams
 from megatron_longpo.model.forward import forward_pack
@@ -104,35 +104,9 @@ def causal(model: GPTModel, trunk: int, branch: int) -> Tensor:
 
 def count_flops(side: Callable[[], Tensor]) -> int:
     """FLOPs of forward and backward, as they are dispatched."""
-    aten = torch.ops.aten
-    # Two products forward: the scores, and the mean of the values. Five backward: the scores again, dP, dQ, dK and dV.
-    attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops(2, 0, 4),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_flops(5, 1, 7),
-        aten._scaled_dot_product_flash_attention: _attention_flops(2, 0, 4),
-        aten._scaled_dot_product_flash_attention_backward: _attention_flops(5, 1, 11),
-        aten._flash_attention_forward: _attention_flops(2, 0, 8, tokens_dim=1),
-        aten._flash_attention_backward: _attention_flops(5, 1, 11, tokens_dim=1),
-    }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
         side().backward()
     return counter.get_total_flops()
-
-
-def _attention_flops(products: int, query: int, is_causal: int, tokens_dim: int = 2) -> Callable[..., int]:
-    """What counts one operator, given the places of the query (the key is next) and of ``is_causal`` in its arguments.
-
-    Args:
-        products: matrix products of the size of the scores.
-        tokens_dim: 2 for shapes [1, H, T, D], 1 for [1, T, H, D].
-    """
-
-    def count(*args: Any, **_: Any) -> int:
-        of_query, of_key = args[query], args[query + 1]
-        whole = 2 * products * math.prod(of_query) * of_key[tokens_dim]
-        return whole // 2 if len(args) > is_causal and args[is_causal] else whole
-
-    return count
 
 
 if __name__ == "__main__":

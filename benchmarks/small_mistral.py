@@ -1,5 +1,7 @@
 """What the benchmarks of a whole step share: a random 30M-parameter Mistral, a pair for it, and its loss."""
 
+from typing import Any
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -9,7 +11,7 @@ from benchmarks.common import platform
 from megatron_longpo.data.trees import Answer
 from megatron_longpo.hf.config import megatron_options
 from megatron_longpo.model.build import ModelShape, build_model, transformer_config
-from megatron_longpo.model.forward import PackInput, forward_pack, pack, tree_input
+from megatron_longpo.model.forward import PackInput, TreeInput, forward_pack, pack, tree_input
 from megatron_longpo.model.rope_parameters import RopeParameters
 from megatron_longpo.model.targets import tree_logps
 from megatron_longpo.objective.objectives import OBJECTIVES
@@ -36,13 +38,14 @@ REFERENCE = -1000.0
 """Any number: what matters is that all sides subtract the same."""
 
 
-def random_mistral(context: int = 1) -> GPTModel:
-    """The same weights in every process; bf16 on a GPU."""
+def random_mistral(context: int = 1, options: dict[str, Any] = OPTIONS, **config: Any) -> GPTModel:
+    """The same weights in every process; bf16 on a GPU. ``config``: of transformer_config."""
     dtype = torch.float32 if platform.is_cpu() else torch.bfloat16
-    config = transformer_config(OPTIONS, tensor=1, pipeline=1, context=context, sequence=False, dtype=dtype)
+    sizes = {"tensor": 1, "pipeline": 1, "context": context, "sequence": False}
+    made = transformer_config(options, **sizes, dtype=dtype, **config)
     torch.manual_seed(0)
-    shape = ModelShape.of(OPTIONS, RopeParameters(rope_theta=1e6), multiple=1)
-    return build_model(config, shape).to(torch.cuda.current_device())
+    shape = ModelShape.of(options, RopeParameters(rope_theta=1e6), multiple=1)
+    return build_model(made, shape).to(torch.cuda.current_device())
 
 
 def random_ids(trunk: int, branch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,12 +62,16 @@ def random_pair(trunk: int, branch: int) -> PackInput:
 
 
 def tree(ids: tuple[Tensor, Tensor, Tensor], answers: tuple[str, ...]) -> PackInput:
-    """What this rank holds of the tree of those answers."""
+    """What this rank holds of the tree of those answers, as a micro-batch."""
+    return pack([tree_of(ids, answers)]).to(torch.cuda.current_device())
+
+
+def tree_of(ids: tuple[Tensor, Tensor, Tensor], answers: tuple[str, ...]) -> TreeInput:
+    """What this rank holds of it."""
     conversation = dict(zip(("trunk", "chosen", "rejected"), ids, strict=True))
     conversation |= {f"{name}_spans": torch.tensor([[1, len(conversation[name])]]) for name in ("chosen", "rejected")}
     group = parallel_state.get_context_parallel_group()
-    one = tree_input(conversation, answers, nll_tokens="all", cp_rank=group.rank(), cp_size=group.size())
-    return pack([one]).to(torch.cuda.current_device())
+    return tree_input(conversation, answers, nll_tokens="all", cp_rank=group.rank(), cp_size=group.size())
 
 
 def shared_pass(model: GPTModel, batch: PackInput, keep_attention: bool = False) -> Tensor:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_results import Run, merged, read_runs, write_runs
-from benchmarks.gpu_status import Path as GpuPath
-from benchmarks.gpu_status import page, proves
+from benchmarks.gpu.results import Run, merged, read_runs, write_runs
+from benchmarks.gpu.status import Path as GpuPath
+from benchmarks.gpu.status import page, proves
 
 ROW = GpuPath("the kernel", "`a.py`", "proven", ("test_a.py::test_it[flash]", "test_a.py::test_other"))
 NAMES = ("tests/gpu/test_a.py::test_it[flash-8]", "tests/gpu/test_a.py::test_other")

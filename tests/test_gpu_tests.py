@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_paths import PATHS
-from benchmarks.gpu_results import read_runs, write_runs
-from benchmarks.gpu_status import proves
+from benchmarks.gpu.paths import PATHS
+from benchmarks.gpu.results import read_runs, write_runs
+from benchmarks.gpu.status import proves
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = {

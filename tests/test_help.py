@@ -26,8 +26,10 @@ for module in sys.argv[1:]:
 """
 
 NOT_RUN_BY_HAND = {
+    "benchmarks.gpu.one",
     "benchmarks.peers.released_form",
     "benchmarks.peers.trl_dpo",
+    "benchmarks.stage_rank",
     "tests.device_calls",
     "tests.unit.evaluate.answer_server",
     "tests.unit.generate.run_by_rule",

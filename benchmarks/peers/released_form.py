@@ -21,7 +21,7 @@ ANSWERS = ("chosen", "rejected")
 def main(job: dict[str, Any]) -> None:
     """Train, and write what was measured."""
     torch.set_num_threads(job["threads"])
-    model, reference = (load(job[name]) for name in ("model", "reference"))
+    model, reference = (load(job[name], job["device"]) for name in ("model", "reference"))
     model.train()
     if job["recompute"]:
         model.gradient_checkpointing_enable()
@@ -41,12 +41,17 @@ def main(job: dict[str, Any]) -> None:
         seconds.append(time.perf_counter() - began)
     if job["save"]:
         model.save_pretrained(job["save"])
-    Path(job["result"]).write_text(json.dumps({"seconds": seconds, "losses": losses}))
+    found: dict[str, Any] = {"seconds": seconds, "losses": losses}
+    if job["device"] == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+    Path(job["result"]).write_text(json.dumps(found))
 
 
-def load(folder: str) -> Any:
-    """In fp32, on the CPU."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def load(folder: str, device: str) -> Any:
+    """In fp32 on a CPU, in bf16 on a GPU."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(device)
 
 
 def loss_of(model: Any, reference: Any, pair: dict[str, list[int]], job: dict[str, Any]) -> Tensor:
@@ -66,7 +71,7 @@ def loss_of(model: Any, reference: Any, pair: dict[str, list[int]], job: dict[st
 
 def token_logps(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     """Of every token but the first, [S - 1], nats."""
-    ids_1S = torch.tensor([prompt + answer])
+    ids_1S = torch.tensor([prompt + answer], device=model.device)
     logits_SV = model(input_ids=ids_1S, use_cache=False).logits[0, :-1].float()
     return logits_SV.log_softmax(-1).gather(1, ids_1S[0, 1:, None])[:, 0]
 

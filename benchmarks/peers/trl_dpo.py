@@ -1,8 +1,9 @@
 """A run of TRL's DPOTrainer on given token ids: ``python -m benchmarks.peers.trl_dpo JOB``, in an environment with TRL.
 
-Its defaults stand, but for the precision (fp32), one pair a step, no limit of length, and what the job says. JOB is a
-JSON file that benchmarks/against_peers.py writes (its class Job); the job's ``result`` gets the seconds and the loss of
-every step, and the log-probs and seconds of every pair that the reference read. With no steps it only scores.
+Its defaults stand, but for the precision (fp32 on a CPU, bf16 on a GPU), one pair a step, no limit of length, and what
+the job says. JOB is a JSON file that benchmarks/peers/sides.py writes (its class Job); the job's ``result`` gets the
+seconds and the loss of every step, and the log-probs and seconds of every pair that the reference read. With no steps
+it only scores.
 """
 
 import json
@@ -46,6 +47,8 @@ class Clock(TrainerCallback):
         self._began = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._began)
 
 
@@ -53,13 +56,14 @@ def main(job: dict[str, Any]) -> None:
     """Train, and write what was measured."""
     torch.set_num_threads(job["threads"])
     clock = Clock()
+    dtype = torch.float32 if job["device"] == "cpu" else torch.bfloat16
     config = DPOConfig(
         output_dir=str(Path(job["result"]).with_suffix(".trl")),
         per_device_train_batch_size=1,
         max_steps=job["steps"] or 1,
         max_length=None,
         beta=job["beta"],
-        bf16=False,
+        bf16=job["device"] == "cuda",
         gradient_checkpointing=job["recompute"],
         precompute_ref_log_probs=job["reference_is_precomputed"],
         optim=OPTIMIZERS[job["optimizer"]],
@@ -70,13 +74,13 @@ def main(job: dict[str, Any]) -> None:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=job["device"] == "cpu",
         seed=0,
         train_sampling_strategy="sequential",
     )
     trainer = OnTokens(
-        model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
-        ref_model=AutoModelForCausalLM.from_pretrained(job["reference"], dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype),
+        ref_model=AutoModelForCausalLM.from_pretrained(job["reference"], dtype=dtype),
         args=config,
         train_dataset=Dataset.from_list(json.loads(Path(job["pairs"]).read_text())),
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
@@ -88,6 +92,8 @@ def main(job: dict[str, Any]) -> None:
         trainer.save_model(job["save"])
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     found = {"seconds": clock.seconds, "losses": losses, "scored": trainer.scored}
+    if job["device"] == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
     Path(job["result"]).write_text(json.dumps(found))
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks.gpu_results import RESULTS, Run, merged, new_run, read_runs, write_runs
+from benchmarks.gpu.results import RESULTS, Run, merged, new_run, read_runs, write_runs
 from benchmarks.origin import gpu
 from megatron_longpo import platform
 from megatron_longpo.model.kernels import use_only

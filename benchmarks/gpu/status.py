@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.gpu_results import RAN, Run
+from benchmarks.gpu.results import RAN, Run
 
 Result = tuple[Run, dict[str, Any]]
 """The run that a test was last in, and its entry there."""
+
+_MEASUREMENTS = """
+## Speed and memory
+
+`python -m benchmarks.gpu` measures these on one GPU in ten minutes, after the tests of exactness; with `--gpus 8` the
+last ones on eight; `mistral-7b` and `peers` where `--only` names them. Raw results: `benchmarks/results/gpu.json`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +32,16 @@ class Path:
     """What to say where there is no test."""
 
 
-def page(rows: Sequence[Path], runs: Sequence[Run]) -> str:
-    """The page as Markdown."""
+def page(rows: Sequence[Path], runs: Sequence[Run], measurements: str = "") -> str:
+    """The page as Markdown; ``measurements`` is the table of suites.py."""
     lines = ["# What has run on a GPU, and what has not", "", _summary(runs), ""]
     lines += ["| path | code | CPU | GPU |", "|---|---|---|---|"]
     lines += [f"| {row.what} | {row.code} | {row.cpu} | {_state(row, runs)} |" for row in rows]
     lines += ["", "`make test-gpu` runs the tests, `python -m benchmarks.report` renews this page from their results"]
     lines += ["(`benchmarks/results/gpu_tests.json`). An error is the largest of a test, beside its limit."]
-    return "\n".join(lines) + "\n"
+    if measurements:
+        lines += [_MEASUREMENTS, measurements]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def proves(test: str, name: str) -> bool:

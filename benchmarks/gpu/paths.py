@@ -1,6 +1,6 @@
 """The paths of a GPU, in the order of the page: what the rows of docs/gpu-status.md say."""
 
-from benchmarks.gpu_status import Path
+from benchmarks.gpu.status import Path
 
 PATHS = (
     Path(
