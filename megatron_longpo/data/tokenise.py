@@ -134,10 +134,10 @@ def _encode_end(
         return None
     cut = int(known.starts[first])
     ids, starts, ends = _encode(codec, rendered.text[cut:])
-    end = (ids, starts + cut, ends + cut)
-    parts = list(zip((known.ids, known.starts, known.ends), end, strict=True))
+    end: tuple[IntArray, IntArray, IntArray] = (ids, starts + cut, ends + cut)
+    parts: list[tuple[IntArray, IntArray]] = list(zip((known.ids, known.starts, known.ends), end, strict=True))
     for index in range(first, last - _AGREEING):
-        at = int(np.searchsorted(end[1], known.starts[index]))
+        at = int(np.searchsorted(end[1], int(known.starts[index])))
         here, there = slice(index, index + _AGREEING), slice(at, at + _AGREEING)
         if all(np.array_equal(old[here], new[there]) for old, new in parts):
             ids, starts, ends = (np.concatenate([old[:index], new[at:]]) for old, new in parts)
