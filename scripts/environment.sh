@@ -13,7 +13,7 @@ trap 'printf "interrupted; the next run makes the environment anew\n" >&2; exit 
 unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX
 export PIP_USER=0
 
-GB_NEEDED=8 # measured: 7.1 GB, nearly all of it PyTorch and its CUDA libraries
+GB_NEEDED=8 # measured: 7.6 GB, nearly all of it PyTorch and its CUDA libraries
 made_from=.venv/made-from
 
 main() {

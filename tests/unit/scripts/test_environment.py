@@ -224,7 +224,7 @@ def test_too_little_room_is_said_before_anything_large_is_fetched(checkout: Chec
     stand_in(checkout.programs / "df", "echo header; echo disk 9 9 6500000 9 /")
     result = checkout.set_up(DRY_RUN="Would download 1 package")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert f"the disk of {checkout.folder.parent / 'cache'} has 6 GB free and 7 GB are needed" in result.stderr
+    assert f"the disk of {checkout.folder.parent / 'cache'} has 6 GB free and 8 GB are needed" in result.stderr
     assert "set UV_CACHE_DIR" in result.stderr
     assert checkout.steps() == ["venv", "pip"]
     # What is in uv's cache is linked, not copied.
