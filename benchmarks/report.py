@@ -30,7 +30,12 @@ def main() -> None:
     for page, shown in PAGES.items():
         path = ROOT / page
         path.write_text(between(path.read_text(encoding="utf-8"), BEGIN, END, shown()), encoding="utf-8")
-    GPU_STATUS.write_text(gpu_status(PATHS, read_runs(), goals_table(read_results())), encoding="utf-8")
+    GPU_STATUS.write_text(gpu_page(), encoding="utf-8")
+
+
+def gpu_page() -> str:
+    """docs/gpu-status.md, all of it."""
+    return gpu_status(PATHS, read_runs(), goals_table(read_results()))
 
 
 def between(text: str, begin: str, end: str, new: str) -> str:

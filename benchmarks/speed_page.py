@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from benchmarks.stage_shares import STAGES, shares
+from benchmarks.stage_shares import STAGES, overhead, shares
 
 GROWTH = """## Growth
 
@@ -29,11 +29,6 @@ def stages_table(result: dict[str, Any]) -> str:
     lines.append(f"| s a step | {' | '.join(f'{found["whole"]:.2f}' for _, found in runs)} |")
     lines += ["", f"Measured with `{result['command']}` on {result['processor']}."]
     return "\n".join(lines) + "\n"
-
-
-def overhead(found: dict[str, Any]) -> float:
-    """The share of a step that is neither operators of size nor waiting."""
-    return (found["python"] + found["small"]) / found["whole"]
 
 
 def stages_sentence(measured: Sequence[dict[str, Any]]) -> str:

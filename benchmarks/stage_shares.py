@@ -42,6 +42,11 @@ def shares(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def overhead(found: dict[str, Any]) -> float:
+    """The share of a step, as `shares` gives it, that is neither operators of size nor waiting."""
+    return (found["python"] + found["small"]) / found["whole"]
+
+
 def stage_of(one: dict[str, Any]) -> str:
     """By what it is, and where it was called."""
     if one["operator"].startswith("c10d"):

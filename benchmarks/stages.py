@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.common import write_result
 from benchmarks.peers.sides import SIZES
 from benchmarks.random_runs import imported_model, run_python, write_pairs
-from benchmarks.stage_shares import shares
+from benchmarks.stage_shares import overhead, shares
 
 SHAPE = SIZES["28M"]
 WARM, SEEN = 1, 2
@@ -70,8 +70,8 @@ def describe(row: dict[str, Any]) -> str:
     parts = [
         f"{stage} {(one['forward'] + one['backward']) / found['whole']:.1%}" for stage, one in found["stages"].items()
     ]
-    data, overhead = found["data"] / found["whole"], (found["python"] + found["small"]) / found["whole"]
-    return f"{found['whole']:.2f} s, {', '.join(parts)}, data {data:.2%}, overhead {overhead:.1%}"
+    data = found["data"] / found["whole"]
+    return f"{found['whole']:.2f} s, {', '.join(parts)}, data {data:.2%}, overhead {overhead(found):.1%}"
 
 
 if __name__ == "__main__":

@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.gpu.paths import PATHS
-from benchmarks.gpu.results import read_runs
-from benchmarks.gpu.status import page as gpu_status
-from benchmarks.gpu.suites import goals_table, read_results
-from benchmarks.report import BEGIN, END, GPU_STATUS, PAGES, between
+from benchmarks.report import BEGIN, END, GPU_STATUS, PAGES, between, gpu_page
 from megatron_longpo import __version__
 from megatron_longpo.commands.main import VERBS
 
@@ -141,7 +137,7 @@ def test_the_pages_show_the_committed_results(page: str) -> None:
 
 
 def test_the_gpu_status_shows_the_committed_results() -> None:
-    assert GPU_STATUS.read_text(encoding="utf-8") == gpu_status(PATHS, read_runs(), goals_table(read_results()))
+    assert GPU_STATUS.read_text(encoding="utf-8") == gpu_page()
 
 
 def test_the_readme_is_short() -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.goals import GOALS
-from benchmarks.gpu.suites import RESULTS, SUITES, WHOLE, Measurement
+from benchmarks.gpu.suites import RESULTS, SUITES, WHOLE, Measurement, read_results
 from benchmarks.origin import ROOT, commit, gpu
 from megatron_longpo.files import atomic_file
 from megatron_longpo.throughput import peak_tflops
@@ -92,10 +92,9 @@ def run(one: Measurement, gpus: int, peak: float | None) -> dict[str, Any]:
     for row in rows:
         print(f"  {json.dumps(row)}")
     verdicts = [goal.verdict(rows, 1e12 * (peak or 1.0)) for goal in GOALS[one.name]] if outcome == WHOLE else []
-    for verdict in verdicts:
-        bound = f"at least {verdict['least']}" if verdict["least"] is not None else f"at most {verdict['most']}"
+    for goal, verdict in zip(GOALS[one.name], verdicts, strict=False):  # no verdicts of what did not end
         said = "a rehearsal" if peak is None else "reached" if verdict["reached"] else "NOT REACHED"
-        print(f"  {verdict['what']}: {verdict['number']:.3f} ({bound}): {said}")
+        print(f"  {verdict['what']}: {verdict['number']:.3f} ({goal.bound}): {said}")
     if outcome != WHOLE:
         print(f"  {outcome}")
     seconds = time.monotonic() - began
@@ -127,8 +126,9 @@ def outcome_of(command: list[str], seconds: int) -> str:
 
 def write(path: Path, found: dict[str, Any], machine: dict[str, Any]) -> None:
     """Put a measurement in the place of the earlier one of its name and GPU."""
-    earlier = json.loads(path.read_text()) if path.exists() else []
-    kept = [one for one in earlier if (one["name"], one["machine"]["gpu"]) != (found["name"], machine["gpu"])]
+    kept = [
+        one for one in read_results(path) if (one["name"], one["machine"]["gpu"]) != (found["name"], machine["gpu"])
+    ]
     with atomic_file(path) as partial:
         new = {"commit": commit(), "machine": machine, **found}
         partial.write_text(json.dumps([*kept, new], indent=1) + "\n", encoding="utf-8")

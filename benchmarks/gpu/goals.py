@@ -21,6 +21,11 @@ class Goal:
     least: float | None = None
     most: float | None = None
 
+    @property
+    def bound(self) -> str:
+        """In words."""
+        return f"at least {self.least:g}" if self.least is not None else f"at most {self.most:g}"
+
     def verdict(self, rows: Sequence[Row], peak: float) -> Row:
         """The number, its bound, and whether it is reached."""
         number = self.number(rows, peak)

@@ -20,7 +20,7 @@ ON_A_GPU = ("--bf16", "--optimizer-cpu-offload", "--grad-reduce-in-bf16")
 
 
 def mistral_7b() -> Iterator[dict[str, Any]]:
-    """Two steps of all parameters at the longest trunk, with the optimizer in the machine's own memory."""
+    """Three steps of all parameters at the longest trunk, with the optimizer in the machine's own memory."""
     size = scale()
     trunk, branch = size.trunks[LONGEST], size.branches[TYPICAL]
     shape, layers = (MISTRAL_7B | SMALL, 2) if platform.is_cpu() else (MISTRAL_7B, MISTRAL_7B["num_hidden_layers"])

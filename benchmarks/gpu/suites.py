@@ -57,7 +57,6 @@ def goals_table(results: list[dict[str, Any]]) -> str:
 
 
 def _row(one: Measurement, goal: Goal, result: dict[str, Any] | None) -> str:
-    bound = f"at least {goal.least:g}" if goal.least is not None else f"at most {goal.most:g}"
     measured, where = "not run", "-"
     if result is not None:
         where = f"{result['machine']['gpu']}, {result['commit']}"
@@ -65,4 +64,4 @@ def _row(one: Measurement, goal: Goal, result: dict[str, Any] | None) -> str:
         measured = result["outcome"] if judged is None else f"{judged['number']:.3g}"
         if judged is not None and not judged["reached"]:
             measured = f"**{measured}, not reached**"
-    return f"| {one.name} | {goal.what}: {bound} | {measured} | {where} |"
+    return f"| {one.name} | {goal.what}: {goal.bound} | {measured} | {where} |"

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.random_runs import run_python
 from benchmarks.released_models import MISTRAL_7B
 from megatron_longpo.data.dataset import PairOrder
 from megatron_longpo.data.indexed import PairWriter
@@ -194,8 +195,7 @@ class Bench:
 
 def run_verb(*words: object) -> None:
     """Run one of the verbs."""
-    command = [sys.executable, "-m", "megatron_longpo.commands.main", *map(str, words)]
-    subprocess.run(command, check=True, capture_output=True)
+    run_python("megatron_longpo.commands.main", *words, threads=THREADS)
 
 
 def peak_of(command: list[str], job: Job) -> int:

@@ -73,7 +73,7 @@ def export_hf(
 
 
 def _write_safetensors(folder: Path, weights: CheckpointWeights, dtypes: dict[str, torch.dtype]) -> int:
-    """Write shards of at most 5 GB, and their index if there are several; one tensor is in memory at a time."""
+    """Write shards of at most 5 GB, and their index if there are several; two tensors are in memory at a time."""
     empty = {name: torch.empty(weights.shape(name), dtype=kind, device="meta") for name, kind in dtypes.items()}
     shards = split_torch_state_dict_into_shards(empty, max_shard_size=_MAX_SHARD_BYTES)
     num_bytes = sum(tensor.nbytes for tensor in empty.values())

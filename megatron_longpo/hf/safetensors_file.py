@@ -23,6 +23,7 @@ SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _ALIGNMENT = 8
 _SYNC_BYTES = 2**28
+"""Written between two waits for the disk."""
 
 
 def write_safetensors(

@@ -8,8 +8,8 @@ writes with stock ``dist_checkpointing.load`` and read what stock ``save`` wrote
 Why not ``dist_checkpointing.save`` itself: it needs a process group, CUDA or a patched ``torch.cuda`` (it calls
 ``torch.cuda.synchronize``), starts a manager process that runs the caller's ``__main__`` again, and wants all tensors
 in memory at once. Why not ``load_plain_tensors``: it fails with torch 2.15 (``empty() got an unexpected keyword
-argument 'strides'``) and reads the optimizer's tensors too. DCP's own storage classes need none of that, and about one
-layer of tensors is in memory at a time.
+argument 'strides'``) and reads the optimizer's tensors too. DCP's own storage classes need none of that, and two
+chunks are in memory at a time.
 """
 
 import io
